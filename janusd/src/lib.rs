@@ -1,0 +1,3 @@
+//! janusd, the Janus node daemon, as a library: `main.rs` only parses arguments and calls in here.
+
+pub mod policy;

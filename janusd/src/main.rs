@@ -1,0 +1,2 @@
+//! The janusd command.
+fn main() {}

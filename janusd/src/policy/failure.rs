@@ -1,0 +1,62 @@
+//! Every way in which an event may fail to be judged, and the one place that says what is then done about it.
+
+use super::{FailurePolicy, Response};
+
+/// Why an event could not be judged. The word is the `reason` label of `janus_guard_fallbacks_total` and the
+/// `{reason}` of an event line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Failure {
+    /// The file lies on a mount that is in no mount namespace we can read (a detached mount), so the name by which the
+    /// container knows it cannot be told, and no identity or name that we do know denies it.
+    UnknownMount,
+    /// The mount lookup did not come back in time.
+    LookupTimeout,
+    /// The lookup queue was full.
+    LookupBusy,
+    /// `readlink` of the event's file gave no path (longer than `PATH_MAX`, or unreachable).
+    PathUnreadable,
+    /// `statx` of the event's file failed.
+    StatFailed,
+    /// The kernel could not make a file descriptor for the event and denied it by itself (`FAN_REPORT_FD_ERROR`).
+    EventFd,
+    /// `read` on the group failed: the kernel denied the event at its head by itself (EMFILE, ENFILE, ENOMEM).
+    ReadFailed,
+    /// The worker panicked while it judged this event.
+    WorkerPanicked,
+}
+
+impl Failure {
+    /// All of them, for metrics that must exist before the first failure.
+    pub const ALL: [Failure; 8] = [
+        Failure::UnknownMount,
+        Failure::LookupTimeout,
+        Failure::LookupBusy,
+        Failure::PathUnreadable,
+        Failure::StatFailed,
+        Failure::EventFd,
+        Failure::ReadFailed,
+        Failure::WorkerPanicked,
+    ];
+
+    /// The word for labels and lines.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Failure::UnknownMount => "unknown-mount",
+            Failure::LookupTimeout => "lookup-timeout",
+            Failure::LookupBusy => "lookup-busy",
+            Failure::PathUnreadable => "path-unreadable",
+            Failure::StatFailed => "stat-failed",
+            Failure::EventFd => "event-fd",
+            Failure::ReadFailed => "read-failed",
+            Failure::WorkerPanicked => "worker-panicked",
+        }
+    }
+
+    /// What is answered. The kernel has already denied what it could not hand to us; all else is the guard's choice.
+    pub const fn response(self, policy: FailurePolicy) -> Response {
+        match (self, policy) {
+            (Failure::EventFd | Failure::ReadFailed, _) | (_, FailurePolicy::Deny) => Response::Deny,
+            (_, FailurePolicy::Allow) => Response::Allow,
+        }
+    }
+}
