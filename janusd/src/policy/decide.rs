@@ -1,6 +1,6 @@
-//! From rules to a decision.
+//! What is asked of a policy, and what it answers.
 
-use super::{Event, Failure, GuardSpec, PathPattern, RuleId};
+use super::{Event, Failure, PathPattern, RuleId};
 
 /// What is written back to the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -82,20 +82,4 @@ pub struct Decision {
     pub line: bool,
     /// Whether the kernel's audit log is to get the response.
     pub audit: bool,
-}
-
-/// A guard's rules, compiled for one root.
-#[derive(Debug)]
-pub struct Policy {}
-
-impl Policy {
-    /// Compiles `spec` as `bindings` found it.
-    pub fn new(_spec: &GuardSpec, _bindings: &Bindings) -> Policy {
-        todo!()
-    }
-
-    /// Judges one event. Allocates nothing.
-    pub fn decide(&self, _question: &Question<'_>) -> Decision {
-        todo!()
-    }
 }

@@ -55,7 +55,9 @@ impl Failure {
     /// What is answered. The kernel has already denied what it could not hand to us; all else is the guard's choice.
     pub const fn response(self, policy: FailurePolicy) -> Response {
         match (self, policy) {
-            (Failure::EventFd | Failure::ReadFailed, _) | (_, FailurePolicy::Deny) => Response::Deny,
+            (Failure::EventFd | Failure::ReadFailed, _) | (_, FailurePolicy::Deny) => {
+                Response::Deny
+            }
             (_, FailurePolicy::Allow) => Response::Allow,
         }
     }

@@ -9,11 +9,25 @@
 mod decide;
 mod event;
 mod failure;
+mod glob;
+mod name;
 mod path;
+mod policy;
+pub mod raw;
+mod rules;
+mod selector;
 mod spec;
+mod template;
+mod validate;
 
-pub use decide::{Bindings, Decision, MountBinding, Policy, Question, Reason, Response};
+pub use decide::{Bindings, Decision, MountBinding, Question, Reason, Response};
 pub use event::{Event, Events};
 pub use failure::Failure;
 pub use path::{PathError, PathPattern};
-pub use spec::{Enforcement, FailurePolicy, GuardName, GuardSpec, List, Log, RuleId, SpecError, Subject};
+pub use policy::{Match, Policy};
+pub use selector::{Operator, Requirement, Selector};
+pub use spec::{
+    Enforcement, FailurePolicy, GuardName, GuardSpec, List, Log, Origin, ProcessMatcher, RuleId,
+    SpecError, Subject,
+};
+pub use template::{DEFAULT_LOG_FORMAT, LogFormat, LogFormatError, Piece, Specifier};
