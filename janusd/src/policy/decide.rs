@@ -67,6 +67,40 @@ impl Reason {
     }
 }
 
+/// What became of an event, as lines and counters tell it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Allowed.
+    Allow,
+    /// Denied.
+    Deny,
+    /// Allowed by a guard in Audit; Enforce would have denied it.
+    Audit,
+}
+
+impl Outcome {
+    /// All of them, in the order in which metrics list them.
+    pub const ALL: [Outcome; 3] = [Outcome::Allow, Outcome::Deny, Outcome::Audit];
+
+    /// The word of metric labels: `allow`, `deny`, `audit`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Outcome::Allow => "allow",
+            Outcome::Deny => "deny",
+            Outcome::Audit => "audit",
+        }
+    }
+
+    /// The word of event lines: `ALLOW`, `DENY`, `AUDIT`.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Outcome::Allow => "ALLOW",
+            Outcome::Deny => "DENY",
+            Outcome::Audit => "AUDIT",
+        }
+    }
+}
+
 /// What is done about one event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decision {
@@ -82,4 +116,15 @@ pub struct Decision {
     pub line: bool,
     /// Whether the kernel's audit log is to get the response.
     pub audit: bool,
+}
+
+impl Decision {
+    /// What became of the event.
+    pub const fn outcome(&self) -> Outcome {
+        match (self.response, self.would_deny) {
+            (Response::Deny, _) => Outcome::Deny,
+            (Response::Allow, true) => Outcome::Audit,
+            (Response::Allow, false) => Outcome::Allow,
+        }
+    }
 }

@@ -56,17 +56,25 @@ pub(super) enum Segment {
 struct Dots(u8);
 
 impl Segment {
-    /// Parses one segment as written: no `/` in it.
-    pub(super) fn parse(written: &str) -> Result<Segment, PathError> {
+    /// Parses one segment as written: no `/` in it. `glob` says whether anything in the path makes it a glob; if not,
+    /// closing brackets and braces stand for themselves.
+    pub(super) fn parse(written: &str, glob: bool) -> Result<Segment, PathError> {
         if written == "**" {
             return Ok(Segment::Deep);
         }
-        let mut chars = written.chars().peekable();
-        let items = parse_items(&mut chars, false)?.0;
+        let items = if glob {
+            parse_items(&mut written.chars().peekable(), false)?.0
+        } else {
+            written.chars().map(Item::Char).collect()
+        };
         let dots = dots(&items, Dots(1));
         if dots.0 & 0b110 != 0 {
+            let why = "a segment may not be `.` or `..`, nor become one by expansion";
+            return Err(PathError(why.to_owned()));
+        }
+        if dots.0 & 1 != 0 {
             return Err(PathError(
-                "a segment may not be `.` or `..`, nor become one by expansion".to_owned(),
+                "a segment may not become empty by expansion".to_owned(),
             ));
         }
         Ok(Segment::Items(items))
@@ -99,14 +107,6 @@ impl Segment {
                 .collect(),
         }
     }
-
-    /// Whether the segment may expand to nothing, so that the path without it is meant too: `/{,usr}/bin`.
-    fn vanishes(&self) -> bool {
-        match self {
-            Segment::Deep => false,
-            Segment::Items(items) => dots(items, Dots(1)).0 & 1 != 0,
-        }
-    }
 }
 
 type Chars<'a> = std::iter::Peekable<std::str::Chars<'a>>;
@@ -134,6 +134,7 @@ fn parse_items(
             }
             '*' => Item::Star,
             '[' => Item::Class(parse_class(chars)?),
+            '}' => return Err(PathError("`}` without `{`; write `\\}`".to_owned())),
             '{' if braced => return Err(PathError("`{a,b}` may not be nested".to_owned())),
             '{' => {
                 let mut branches = Vec::new();
@@ -159,41 +160,45 @@ fn parse_items(
     Ok((items, None))
 }
 
-/// Parses a class after its `[`.
+/// Parses a class after its `[`. Neither escapes nor a `[` may stand in it: shells and libraries disagree on what they
+/// mean, and `[[:alpha:]]` would silently be something else than letters.
 fn parse_class(chars: &mut Chars<'_>) -> Result<Class, PathError> {
-    let unclosed = || PathError("`[` is not closed by `]` within its segment".to_owned());
     let negated = chars.next_if(|&c| c == '!' || c == '^').is_some();
-    let mut ranges: Vec<(char, char)> = Vec::new();
-    let mut first = true;
+    let mut members = Vec::new();
     loop {
-        let low = match chars.next().ok_or_else(unclosed)? {
-            ']' if !first => return Ok(Class { negated, ranges }),
-            '[' if chars.peek() == Some(&':') => {
+        match chars.next() {
+            None => {
                 return Err(PathError(
-                    "named classes such as `[:alpha:]` are not supported".to_owned(),
+                    "`[` is not closed by `]` within its segment".to_owned(),
                 ));
             }
-            '\\' => chars.next().ok_or_else(unclosed)?,
-            c => c,
-        };
-        first = false;
-        let mut high = low;
-        // A `-` before the closing bracket stands for itself.
-        let mut ahead = chars.clone();
-        if ahead.next() == Some('-') && ahead.peek().is_some_and(|&c| c != ']') {
-            chars.next();
-            high = match chars.next().ok_or_else(unclosed)? {
-                '\\' => chars.next().ok_or_else(unclosed)?,
-                c => c,
-            };
+            Some(']') if members.is_empty() => return Err(PathError("`[]` is empty".to_owned())),
+            Some(']') => break,
+            Some('\\' | '[') => {
+                return Err(PathError(
+                    "`[...]` may hold neither a backslash nor another `[`".to_owned(),
+                ));
+            }
+            Some(c) => members.push(c),
         }
+    }
+    let mut ranges = Vec::new();
+    let mut rest = members.as_slice();
+    while let [low, after @ ..] = rest {
+        // A `-` at either end stands for itself.
+        let (high, after) = match after {
+            ['-', high, after @ ..] => (high, after),
+            after => (low, after),
+        };
         if high < low {
             return Err(PathError(
                 "a range in `[...]` ends before it begins".to_owned(),
             ));
         }
-        ranges.push((low, high));
+        ranges.push((*low, *high));
+        rest = after;
     }
+    Ok(Class { negated, ranges })
 }
 
 /// From the sets of dot counts that are possible before `items` to those after: bit n stands for n dots and nothing
@@ -288,26 +293,18 @@ impl Glob {
         for (index, (text, segment)) in segments.iter().enumerate() {
             source.push('/');
             source.push_str(text);
-            let start = ops.len();
             match segment {
                 // A trailing `**` stands for one segment or more: `/etc/**` is what is in /etc, and not /etc.
                 Segment::Deep => {
                     let optional = segments[index + 1..]
                         .iter()
-                        .any(|(_, later)| *later != Segment::Deep && !later.vanishes());
+                        .any(|(_, later)| *later != Segment::Deep);
                     ops.push(Op::Deep { optional });
                     ops.push(Op::DeepInside);
                 }
                 Segment::Items(items) => {
-                    let vanishes = segment.vanishes();
-                    if vanishes {
-                        ops.push(Op::Jump(0));
-                    }
                     ops.push(Op::Slash);
                     emit(items, &mut ops);
-                    if vanishes {
-                        ops[start] = Op::Split(state(ops.len()));
-                    }
                 }
             }
         }
@@ -315,7 +312,7 @@ impl Glob {
             return Err(PathError("the glob is too complex".to_owned()));
         }
         let prefix = match segments.first() {
-            Some((_, first)) if !first.vanishes() && *first != Segment::Deep => {
+            Some((_, first)) if *first != Segment::Deep => {
                 format!("/{}", first.literal_prefix())
             }
             _ => String::new(),

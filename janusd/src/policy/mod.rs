@@ -10,9 +10,9 @@ mod decide;
 mod event;
 mod failure;
 mod glob;
+mod judge;
 mod name;
 mod path;
-mod policy;
 pub mod raw;
 mod rules;
 mod selector;
@@ -20,11 +20,11 @@ mod spec;
 mod template;
 mod validate;
 
-pub use decide::{Bindings, Decision, MountBinding, Question, Reason, Response};
+pub use decide::{Bindings, Decision, MountBinding, Outcome, Question, Reason, Response};
 pub use event::{Event, Events};
 pub use failure::Failure;
+pub use judge::{Match, Policy};
 pub use path::{PathError, PathPattern};
-pub use policy::{Match, Policy};
 pub use selector::{Operator, Requirement, Selector};
 pub use spec::{
     Enforcement, FailurePolicy, GuardName, GuardSpec, List, Log, Origin, ProcessMatcher, RuleId,

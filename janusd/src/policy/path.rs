@@ -50,13 +50,14 @@ impl PathPattern {
         if written.chars().any(char::is_control) {
             return refuse("may not contain control characters");
         }
+        let glob = is_written_as_glob(written);
         let mut base = Vec::new();
         let mut tail: Vec<(&str, Segment)> = Vec::new();
         for text in written.split('/').filter(|text| !text.is_empty()) {
             if text.len() > MAX_SEGMENT_BYTES {
                 return refuse("a segment must be at most 255 bytes long");
             }
-            let segment = Segment::parse(text)?;
+            let segment = Segment::parse(text, glob)?;
             match segment.literal() {
                 Some(literal) if tail.is_empty() => {
                     base.push(b'/');
@@ -144,6 +145,11 @@ impl PathPattern {
         }
     }
 
+    /// Whether both match the same names, however they are written.
+    pub fn means_the_same(&self, other: &PathPattern) -> bool {
+        self.base == other.base && self.tail == other.tail
+    }
+
     /// The pattern over stable names: without the segments of the kubelet's AtomicWriter.
     pub(super) fn stable(&self) -> PathPattern {
         let mut stable = self.rebase(name::stable(&self.base));
@@ -217,6 +223,12 @@ impl PathPattern {
             raw != stable && ask(self, Form::Stable)
         }
     }
+}
+
+/// Whether a path holds any of the characters that make it a glob. A backslash is one, though a path with escapes only
+/// matches one name.
+pub(super) fn is_written_as_glob(written: &str) -> bool {
+    written.contains(['*', '?', '[', '{', '\\'])
 }
 
 impl fmt::Display for PathPattern {

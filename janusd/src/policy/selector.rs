@@ -11,6 +11,10 @@ const MAX_SUBDOMAIN: usize = 253;
 /// Most characters of a DNS label, and of the name part of a label's key.
 const MAX_LABEL: usize = 63;
 
+const MAX_MATCH_LABELS: usize = 64;
+const MAX_EXPRESSIONS: usize = 32;
+const MAX_VALUES: usize = 128;
+
 /// How a requirement compares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operator {
@@ -63,11 +67,30 @@ impl Selector {
             match_labels,
             match_expressions,
         } = raw;
+        findings.at_most(
+            "spec.selector.matchLabels",
+            match_labels.len(),
+            MAX_MATCH_LABELS,
+        );
         for (key, value) in &match_labels {
-            let field = format!("spec.selector.matchLabels[{key}]");
-            findings.check(&field, check_label_key(key));
-            findings.check(&field, check_label_value(value));
+            match check_label_key(key) {
+                Ok(()) => {
+                    findings.check(
+                        &format!("spec.selector.matchLabels.{key}"),
+                        check_label_value(value),
+                    );
+                }
+                Err(reason) => findings.add(
+                    "spec.selector.matchLabels",
+                    format!("the key `{key}` {reason}"),
+                ),
+            }
         }
+        findings.at_most(
+            "spec.selector.matchExpressions",
+            match_expressions.len(),
+            MAX_EXPRESSIONS,
+        );
         let mut expressions = Vec::new();
         for (index, raw) in match_expressions.into_iter().enumerate() {
             let field = format!("spec.selector.matchExpressions[{index}]");
@@ -101,6 +124,7 @@ impl Selector {
                 }
                 _ => {}
             }
+            findings.at_most(&format!("{field}.values"), raw.values.len(), MAX_VALUES);
             for (at, value) in raw.values.iter().enumerate() {
                 findings.check(&format!("{field}.values[{at}]"), check_label_value(value));
             }

@@ -123,25 +123,22 @@ pub struct LogFormat {
 }
 
 impl LogFormat {
-    /// Parses a template: `{word}` is a field, `{{` and `}}` are braces.
+    /// Parses a template: `{word}` is a field, `{{` and `}}` are braces. An empty one is the default. Newlines at its end,
+    /// as a YAML block leaves them, are not part of the line.
     ///
     /// # Errors
-    /// [`LogFormatError`] for a template that is empty, longer than 1,024 characters, has an unknown specifier, a lone
-    /// brace or a control character.
+    /// [`LogFormatError`] for a template that is longer than 1,024 characters, has an unknown specifier or a lone brace.
     pub fn parse(written: &str) -> Result<LogFormat, LogFormatError> {
         let refuse = |why: String| Err(LogFormatError(why));
         if written.is_empty() {
-            return refuse("may not be empty".to_owned());
+            return Ok(LogFormat::default());
         }
         if written.chars().count() > MAX_LENGTH {
             return refuse(format!("must be at most {MAX_LENGTH} characters long"));
         }
-        if written.chars().any(char::is_control) {
-            return refuse("may not contain control characters: one event is one line".to_owned());
-        }
         let mut pieces = Vec::new();
         let mut text = String::new();
-        let mut rest = written;
+        let mut rest = written.trim_end_matches(['\r', '\n']);
         while let Some(at) = rest.find(['{', '}']) {
             let (before, from) = rest.split_at(at);
             text.push_str(before);

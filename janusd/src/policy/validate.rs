@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::path::is_written_as_glob;
 use super::raw::{RawGuard, RawMatcher, RawSubject};
 use super::selector::{self, check_dns_label};
 use super::spec::{
@@ -18,6 +19,9 @@ const MAX_TAG_LENGTH: usize = 256;
 const MAX_MATCHERS: usize = 16;
 const MAX_EXECUTABLES: usize = 16;
 const MAX_USERS: usize = 32;
+/// A word may be repeated.
+const MAX_ORIGINS: usize = 16;
+const MAX_EVENTS: usize = 16;
 /// The last uid: `(uid_t) -1` means "no user" to the kernel.
 const MAX_UID: i64 = u32::MAX as i64 - 1;
 
@@ -39,7 +43,7 @@ impl Findings {
         }
     }
 
-    fn at_most(&mut self, field: &str, count: usize, bound: usize) {
+    pub(super) fn at_most(&mut self, field: &str, count: usize, bound: usize) {
         if count > bound {
             self.add(
                 field,
@@ -190,7 +194,7 @@ fn subject(index: usize, raw: RawSubject, findings: &mut Findings) -> Subject {
     } = raw;
     let at = format!("spec.subjects[{index}]");
     if let Some(name) = &name {
-        findings.check(&format!("{at}.name"), check_text(name, MAX_NAME));
+        findings.check(&format!("{at}.name"), check_name(name));
     }
     if allow.is_empty() && deny.is_empty() {
         findings.add(&at, "must have at least one path in allow or deny");
@@ -198,14 +202,20 @@ fn subject(index: usize, raw: RawSubject, findings: &mut Findings) -> Subject {
     findings.at_most(&format!("{at}.allow"), allow.len(), MAX_PATHS);
     findings.at_most(&format!("{at}.deny"), deny.len(), MAX_PATHS);
     let only_dir = only_dir.unwrap_or(false);
-    let allow = findings.paths(&format!("{at}.allow"), &allow);
-    let deny = findings.paths(&format!("{at}.deny"), &deny);
-    if only_dir && let Some(glob) = allow.iter().chain(&deny).find(|path| path.is_glob()) {
+    if only_dir
+        && let Some(glob) = allow
+            .iter()
+            .chain(&deny)
+            .find(|path| is_written_as_glob(path))
+    {
         findings.add(
             &format!("{at}.onlyDir"),
             format!("may not be true with a glob: `{glob}`"),
         );
     }
+    let allow = findings.paths(&format!("{at}.allow"), &allow);
+    let deny = findings.paths(&format!("{at}.deny"), &deny);
+    findings.at_most(&format!("{at}.events"), events.len(), MAX_EVENTS);
     let events = parse_events(&format!("{at}.events"), &events, findings);
     let recursive = recursive.unwrap_or(true);
     let max_depth = max_depth.and_then(|depth| {
@@ -326,7 +336,7 @@ fn matcher(field: &str, raw: RawMatcher, findings: &mut Findings) -> ProcessMatc
         known
     });
     let origins = origins.map(|words| {
-        findings.at_most(&format!("{field}.origins"), words.len(), Origin::ALL.len());
+        findings.at_most(&format!("{field}.origins"), words.len(), MAX_ORIGINS);
         let mut known = Vec::new();
         for (index, word) in words.iter().enumerate() {
             match Origin::ALL.into_iter().find(|origin| origin.word() == word) {
@@ -354,21 +364,26 @@ fn check_tags(field: &str, tags: &BTreeMap<String, String>, findings: &mut Findi
         );
     }
     for (key, value) in tags {
-        let field = format!("{field}[{key}]");
-        findings.check(&field, check_text(key, MAX_TAG_LENGTH));
-        if !value.is_empty() {
-            findings.check(&field, check_text(value, MAX_TAG_LENGTH));
+        let length = key.chars().count();
+        if length == 0 || length > MAX_NAME {
+            findings.add(
+                field,
+                format!("a key must be 1 to {MAX_NAME} characters long, `{key}` is {length}"),
+            );
+        } else if value.chars().count() > MAX_TAG_LENGTH {
+            findings.add(
+                &format!("{field}.{key}"),
+                format!("must be at most {MAX_TAG_LENGTH} characters long"),
+            );
         }
     }
 }
 
-/// A text that is shown in lines.
-fn check_text(text: &str, most: usize) -> Result<(), String> {
-    if text.is_empty() {
-        Err("may not be empty".to_owned())
-    } else if text.chars().count() > most {
-        Err(format!("must be at most {most} characters long"))
-    } else if text.chars().any(char::is_control) {
+fn check_name(name: &str) -> Result<(), String> {
+    let length = name.chars().count();
+    if length == 0 || length > MAX_NAME {
+        Err(format!("must be 1 to {MAX_NAME} characters long"))
+    } else if name.chars().any(char::is_control) {
         Err("may not contain control characters".to_owned())
     } else {
         Ok(())
