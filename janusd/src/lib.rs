@@ -1,3 +1,4 @@
 //! janusd, the Janus node daemon, as a library: `main.rs` only parses arguments and calls in here.
 
+pub mod line;
 pub mod policy;
