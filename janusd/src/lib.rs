@@ -1,4 +1,5 @@
 //! janusd, the Janus node daemon, as a library: `main.rs` only parses arguments and calls in here.
 
 pub mod line;
+pub mod manifest;
 pub mod policy;
