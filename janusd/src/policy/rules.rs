@@ -23,6 +23,8 @@ pub(super) struct Rule {
     only_dir: bool,
     /// The mount through which the file must be opened.
     mount: Option<u64>,
+    /// It speaks of stable names only: what is left of a pattern that names a version of a volume.
+    stable_only: bool,
     events: Events,
 }
 
@@ -42,7 +44,17 @@ impl Rule {
             depth: subject.depth(),
             only_dir: subject.only_dir(),
             mount,
+            stable_only: false,
             events: subject.events(),
+        }
+    }
+
+    /// `pattern` without the segments of the kubelet's AtomicWriter.
+    fn stable(id: RuleId, pattern: &PathPattern, subject: &Subject) -> Rule {
+        let stable_only = pattern.is_volatile();
+        Rule {
+            stable_only,
+            ..Rule::new(id, pattern.stable(), subject, None)
         }
     }
 
@@ -91,6 +103,16 @@ pub(super) struct Place<'a> {
     pub(super) mount: Option<u64>,
 }
 
+/// One walk over a name.
+#[derive(Debug, Clone, Copy)]
+struct Walk {
+    form: Form,
+    /// The name in this form has no segment that the next rotation changes.
+    stable: bool,
+    /// How many segments it has.
+    total: u32,
+}
+
 /// All rules with one base: a range of the rule list, the most specific first.
 #[derive(Debug)]
 struct Node {
@@ -118,7 +140,7 @@ impl Rules {
             if !subject.mount() {
                 rules.push(Rule::new(id, pattern.clone(), subject, None));
                 if pattern.is_volatile() {
-                    rules.push(Rule::new(id, pattern.stable(), subject, None));
+                    rules.push(Rule::stable(id, pattern, subject));
                 }
             }
         }
@@ -127,7 +149,7 @@ impl Rules {
                 continue;
             };
             // Where a path leads in a Secret is true until the next rotation only; its stable form stays true.
-            rules.push(Rule::new(*id, pattern.stable(), subject, None));
+            rules.push(Rule::stable(*id, pattern, subject));
         }
         for (id, binding) in &bindings.mounts {
             let Some(subject) = spec.subject(id.subject).filter(|subject| subject.mount()) else {
@@ -181,13 +203,44 @@ impl Rules {
     /// Every rule that speaks of the event and matches the name, in its raw or its stable form, once per form.
     pub(super) fn search<'r>(&'r self, place: Place<'_>, sink: &mut impl Sink<'r>) {
         let (raw, stable) = name::count(place.name);
-        self.walk(place, Form::Raw, raw, sink);
-        if raw != stable {
-            self.walk(place, Form::Stable, stable, sink);
+        if raw == stable {
+            self.walk(
+                place,
+                Walk {
+                    form: Form::Raw,
+                    stable: true,
+                    total: raw,
+                },
+                sink,
+            );
+        } else {
+            self.walk(
+                place,
+                Walk {
+                    form: Form::Raw,
+                    stable: false,
+                    total: raw,
+                },
+                sink,
+            );
+            self.walk(
+                place,
+                Walk {
+                    form: Form::Stable,
+                    stable: true,
+                    total: stable,
+                },
+                sink,
+            );
         }
     }
 
-    fn walk<'r>(&'r self, place: Place<'_>, form: Form, total: u32, sink: &mut impl Sink<'r>) {
+    fn walk<'r>(&'r self, place: Place<'_>, walk: Walk, sink: &mut impl Sink<'r>) {
+        let Walk {
+            form,
+            stable,
+            total,
+        } = walk;
         let mut segments = Segments::new(place.name, form);
         let mut hash = SEED;
         let mut left = total;
@@ -199,6 +252,7 @@ impl Rules {
                     .unwrap_or_default();
                 for rule in rules {
                     if rule.events.contains(place.event)
+                        && (stable || !rule.stable_only)
                         && (rule.mount.is_none() || rule.mount == place.mount)
                         && sink.wants(rule)
                         && matches(rule, &segments, left, place.directory, form)
