@@ -473,7 +473,7 @@ fn no_pattern_is_slow() {
 #[test]
 fn the_largest_patterns_fit() {
     let commas = format!("/x{{{}b}}", ",".repeat(200));
-    let segments = format!("/{}", vec![commas.trim_start_matches('/'); 4].join("/"));
+    let segments = format!("/{}", [commas.trim_start_matches('/'); 4].join("/"));
     let pattern = PathPattern::parse(&segments).unwrap();
     assert!(pattern.matches(b"/x/xb/x/xb"));
     assert!(!pattern.matches(b"/x/xb/x/xc"));

@@ -18,6 +18,9 @@ mod shape;
 /// Most bytes of one source.
 pub const MAX_BYTES: usize = 1 << 20;
 
+/// Most errors that are told one by one.
+const MAX_ERRORS: usize = 100;
+
 /// What is wrong with a manifest. Displays as one line: file, line, document, field, reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ManifestError {
@@ -99,8 +102,26 @@ pub fn parse_all<'a>(
     if errors.is_empty() {
         Ok(guards)
     } else {
-        Err(errors)
+        Err(bounded(errors))
     }
+}
+
+/// Keeps a broken (or hostile) megabyte from becoming many megabytes of errors.
+fn bounded(mut errors: Vec<ManifestError>) -> Vec<ManifestError> {
+    let more = errors.len().saturating_sub(MAX_ERRORS);
+    if more > 0 {
+        errors.truncate(MAX_ERRORS);
+        if let Some(last) = errors.last() {
+            errors.push(ManifestError {
+                file: last.file.clone(),
+                line: None,
+                document: 0,
+                field: String::new(),
+                reason: format!("and {more} more errors"),
+            });
+        }
+    }
+    errors
 }
 
 fn parse_source(file: &str, bytes: &[u8], errors: &mut Vec<ManifestError>) -> Vec<Found> {
