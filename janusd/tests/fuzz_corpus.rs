@@ -1,0 +1,38 @@
+//! The fuzz targets' corpus, run through the same functions as the fuzzer does: what was once found stays found.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::fs;
+use std::path::PathBuf;
+
+#[path = "../fuzz/bodies/manifest.rs"]
+mod manifest;
+#[path = "../fuzz/bodies/path.rs"]
+mod path;
+
+fn corpus(target: &str, run: fn(&[u8])) {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("fuzz/corpus")
+        .join(target);
+    let mut seen = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let bytes = fs::read(entry.unwrap().path()).unwrap();
+        run(&bytes);
+        // Cut short anywhere, it must still be answered.
+        for end in 0..bytes.len().min(400) {
+            run(&bytes[..end]);
+        }
+        seen += 1;
+    }
+    assert!(seen >= 5, "{seen} inputs for {target}");
+}
+
+#[test]
+fn manifests() {
+    corpus("manifest", manifest::run);
+}
+
+#[test]
+fn paths() {
+    corpus("path", path::run);
+}
