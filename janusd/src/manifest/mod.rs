@@ -1,6 +1,6 @@
 //! Manifests: YAML to [`GuardSpec`]s.
 //!
-//! Flow: bytes → documents ([`node`], which keeps every value's line) → raw guards ([`shape`], which knows the field
+//! Flow: bytes → documents (`node`, which keeps every value's line) → raw guards (`shape`, which knows the field
 //! names and types) → checked guards ([`GuardSpec::new`]). Everything that is wrong with any document is reported, and
 //! nothing is returned unless all of them are right.
 //!

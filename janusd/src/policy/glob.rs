@@ -294,11 +294,9 @@ impl Glob {
             source.push('/');
             source.push_str(text);
             match segment {
-                // A trailing `**` stands for one segment or more: `/etc/**` is what is in /etc, and not /etc.
+                // At the end `**` stands for one segment or more: `/etc/**` is what is in /etc, and not /etc.
                 Segment::Deep => {
-                    let optional = segments[index + 1..]
-                        .iter()
-                        .any(|(_, later)| *later != Segment::Deep);
+                    let optional = index + 1 < segments.len();
                     ops.push(Op::Deep { optional });
                     ops.push(Op::DeepInside);
                 }
