@@ -10,8 +10,7 @@ fn main() -> anyhow::Result<()> {
     let descriptors = protox::compile(["janus/v1/janusd.proto"], ["."])?;
 
     let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR")?);
-    fs::write(out.join("janus.v1.binpb"), descriptors.encode_to_vec())
-        .context("writing the descriptors")?;
+    fs::write(out.join("janus.v1.binpb"), descriptors.encode_to_vec()).context("writing the descriptors")?;
 
     tonic_prost_build::configure()
         // Who connects, and with which certificates, is the business of the crates that do.

@@ -14,8 +14,7 @@ const HEADER: &str = "\
 
 /// Writes the definition; the same types always make the same text.
 pub(crate) fn print(out: &mut impl Write) -> anyhow::Result<()> {
-    let yaml =
-        serde_saphyr::to_string(&JanusGuard::crd()).context("writing the definition as YAML")?;
+    let yaml = serde_saphyr::to_string(&JanusGuard::crd()).context("writing the definition as YAML")?;
     match write!(out, "{HEADER}{yaml}").and_then(|()| out.flush()) {
         // A reader that has seen enough, as in `janus-controller crd | head`, is no failure.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

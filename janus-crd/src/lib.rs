@@ -30,10 +30,7 @@
 //! One rule is coarser here than it need be: a segment made of nothing but dots and braces, where each brace offers
 //! nothing, `.` or `..`, is refused even when every expansion has three dots or more, as in `..{.,a}`.
 
-#![expect(
-    unreachable_pub,
-    reason = "KubeSchema repeats a type inside a function body, `pub` and all"
-)]
+#![expect(unreachable_pub, reason = "KubeSchema repeats a type inside a function body, `pub` and all")]
 
 mod path;
 mod selector;
@@ -42,8 +39,5 @@ mod status;
 mod text;
 
 pub use selector::{LabelSelector, Operator, Requirement};
-pub use spec::{
-    Enforcement, Event, FailurePolicy, JanusGuard, JanusGuardSpec, Log, Origin, ProcessMatcher,
-    Subject,
-};
+pub use spec::{Enforcement, Event, FailurePolicy, JanusGuard, JanusGuardSpec, Log, Origin, ProcessMatcher, Subject};
 pub use status::{JanusGuardStatus, Problem};

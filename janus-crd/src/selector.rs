@@ -56,8 +56,7 @@ pub enum Operator {
     DoesNotExist,
 }
 
-const OPERATOR_VALUES: &str =
-    "self.operator in ['In', 'NotIn'] == (has(self.values) && size(self.values) > 0)";
+const OPERATOR_VALUES: &str = "self.operator in ['In', 'NotIn'] == (has(self.values) && size(self.values) > 0)";
 
 // A schema has no word for the keys of a map. The estimate counts a key's length as nothing, so this is cheap.
 const LABEL_KEYS: &str = concat!(

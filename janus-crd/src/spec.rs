@@ -127,11 +127,7 @@ pub struct Subject {
     /// A name for logs and reasons, 1 to 63 characters, none of them a control character. Default: the subject's index
     /// in the list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(
-        with = "String",
-        length(min = 1, max = 63),
-        regex(pattern = r"^\P{Cc}*$")
-    )]
+    #[schemars(with = "String", length(min = 1, max = 63), regex(pattern = r"^\P{Cc}*$"))]
     pub name: Option<String>,
 
     /// Paths whose events are allowed and logged, at most 128; allow or deny must hold at least one. The most specific

@@ -18,6 +18,5 @@ pub mod v1 {
     tonic::include_proto!("janus.v1");
 
     /// The encoded `FileDescriptorSet`, for the reflection service.
-    pub const FILE_DESCRIPTOR_SET: &[u8] =
-        include_bytes!(concat!(env!("OUT_DIR"), "/janus.v1.binpb"));
+    pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/janus.v1.binpb"));
 }

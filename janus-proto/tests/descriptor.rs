@@ -19,12 +19,7 @@ fn the_service_has_its_four_calls() {
     let calls: Vec<_> = file
         .service
         .iter()
-        .flat_map(|service| {
-            service
-                .method
-                .iter()
-                .map(|call| (service.name(), call.name(), call.server_streaming()))
-        })
+        .flat_map(|service| service.method.iter().map(|call| (service.name(), call.name(), call.server_streaming())))
         .collect();
     assert_eq!(
         calls,
@@ -35,37 +30,17 @@ fn the_service_has_its_four_calls() {
             ("Janusd", "WatchEvents", true),
         ]
     );
-    assert!(
-        file.service
-            .iter()
-            .flat_map(|service| &service.method)
-            .all(|call| !call.client_streaming())
-    );
+    assert!(file.service.iter().flat_map(|service| &service.method).all(|call| !call.client_streaming()));
 }
 
 /// A field that an older peer did not set must not read as a choice.
 #[test]
 fn the_zero_of_every_enum_is_unspecified() {
     let file = file();
-    let nested = file
-        .message_type
-        .iter()
-        .flat_map(|message| &message.enum_type);
-    let zero = |choice: &EnumDescriptorProto| {
-        choice
-            .value
-            .iter()
-            .find(|value| value.number() == 0)
-            .unwrap()
-            .name()
-            .to_owned()
-    };
+    let nested = file.message_type.iter().flat_map(|message| &message.enum_type);
+    let zero =
+        |choice: &EnumDescriptorProto| choice.value.iter().find(|value| value.number() == 0).unwrap().name().to_owned();
     for choice in file.enum_type.iter().chain(nested) {
-        assert!(
-            zero(choice).ends_with("_UNSPECIFIED"),
-            "{}: {}",
-            choice.name(),
-            zero(choice)
-        );
+        assert!(zero(choice).ends_with("_UNSPECIFIED"), "{}: {}", choice.name(), zero(choice));
     }
 }

@@ -6,9 +6,7 @@ use std::fmt::Write as _;
 
 use crate::line::Printable;
 use crate::manifest;
-use crate::policy::{
-    Bindings, Event, Events, GuardSpec, Origin, Outcome, Policy, Question, Subject,
-};
+use crate::policy::{Bindings, Event, Events, GuardSpec, Origin, Outcome, Policy, Question, Subject};
 
 /// Exit status when everything is right.
 pub const OK: u8 = 0;
@@ -43,14 +41,8 @@ pub struct Report {
 
 /// Checks sources (name and content) and, if asked, explains one file.
 pub fn check(sources: &[(String, Vec<u8>)], inquiry: Option<&Inquiry>) -> Report {
-    let mut report = Report {
-        text: String::new(),
-        complaints: String::new(),
-        status: OK,
-    };
-    let borrowed = sources
-        .iter()
-        .map(|(name, bytes)| (name.as_str(), bytes.as_slice()));
+    let mut report = Report { text: String::new(), complaints: String::new(), status: OK };
+    let borrowed = sources.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice()));
     let guards = match manifest::parse_all(borrowed) {
         Ok(guards) => guards,
         Err(errors) => {
@@ -63,12 +55,7 @@ pub fn check(sources: &[(String, Vec<u8>)], inquiry: Option<&Inquiry>) -> Report
     };
     for guard in &guards {
         for warning in warnings(guard) {
-            let _ = writeln!(
-                report.complaints,
-                "warning: {}: {}",
-                guard.name(),
-                Printable(&warning)
-            );
+            let _ = writeln!(report.complaints, "warning: {}: {}", guard.name(), Printable(&warning));
         }
     }
     match inquiry {
@@ -76,17 +63,11 @@ pub fn check(sources: &[(String, Vec<u8>)], inquiry: Option<&Inquiry>) -> Report
             for guard in &guards {
                 let rules = guard.rules().count();
                 let subjects = guard.subjects().len();
-                let _ = writeln!(
-                    report.text,
-                    "ok: {}: {subjects} subjects, {rules} paths",
-                    guard.name()
-                );
+                let _ = writeln!(report.text, "ok: {}: {subjects} subjects, {rules} paths", guard.name());
             }
         }
         Some(inquiry) if !inquiry.path.starts_with(b"/") => {
-            report
-                .complaints
-                .push_str("error: the path to explain must be absolute\n");
+            report.complaints.push_str("error: the path to explain must be absolute\n");
             report.status = REFUSED;
         }
         Some(inquiry) => report.text.push_str(&explain(&guards, inquiry)),
@@ -114,15 +95,17 @@ pub fn warnings(guard: &GuardSpec) -> Vec<String> {
             }
         }
         if subject.auto_allow_owner() {
-            warnings.push(format!("{at}.autoAllowOwner: is checked but not honoured in this release: owners are denied too"));
+            warnings.push(format!(
+                "{at}.autoAllowOwner: is checked but not honoured in this release: owners are denied too"
+            ));
         }
         if !subject.except().is_empty() {
-            warnings.push(format!("{at}.except: is checked but not honoured in this release: its processes are denied too"));
+            warnings.push(format!(
+                "{at}.except: is checked but not honoured in this release: its processes are denied too"
+            ));
         }
         for (list, path) in same_paths(subject) {
-            warnings.push(format!(
-                "{at}.{list}: `{path}` is in deny as well, and deny wins"
-            ));
+            warnings.push(format!("{at}.{list}: `{path}` is in deny as well, and deny wins"));
         }
     }
     warnings
@@ -133,12 +116,7 @@ fn open_denied(events: Events) -> bool {
 }
 
 fn same_paths(subject: &Subject) -> Vec<(String, String)> {
-    let denied = |path: &crate::policy::PathPattern| {
-        subject
-            .deny()
-            .iter()
-            .any(|other| other.means_the_same(path))
-    };
+    let denied = |path: &crate::policy::PathPattern| subject.deny().iter().any(|other| other.means_the_same(path));
     (0..)
         .zip(subject.allow())
         .filter(|(_, path)| denied(path))
@@ -150,11 +128,7 @@ fn explain(guards: &[GuardSpec], inquiry: &Inquiry) -> String {
     let mut text = String::new();
     let directory = inquiry.path.ends_with(b"/");
     let mut name: Vec<u8> = Vec::new();
-    for segment in inquiry
-        .path
-        .split(|&byte| byte == b'/')
-        .filter(|segment| !segment.is_empty())
-    {
+    for segment in inquiry.path.split(|&byte| byte == b'/').filter(|segment| !segment.is_empty()) {
         name.push(b'/');
         name.extend_from_slice(segment);
     }
@@ -164,20 +138,12 @@ fn explain(guards: &[GuardSpec], inquiry: &Inquiry) -> String {
     let names: [&[u8]; 1] = [&name];
     let shown = String::from_utf8_lossy(&name);
     let kind = if directory { "directory" } else { "file" };
-    for event in Event::ALL
-        .into_iter()
-        .filter(|event| inquiry.event.is_none_or(|asked| asked == *event))
-    {
+    for event in Event::ALL.into_iter().filter(|event| inquiry.event.is_none_or(|asked| asked == *event)) {
         let _ = writeln!(text, "{} of {kind} {}", event.word(), Printable(&shown));
         let mut denying = Vec::new();
         let mut auditing = Vec::new();
         for guard in guards {
-            let question = Question {
-                event,
-                directory,
-                names: &names,
-                mount: None,
-            };
+            let question = Question { event, directory, names: &names, mount: None };
             let outcome = explain_guard(guard, &question, &mut text);
             match outcome {
                 Outcome::Deny => denying.push(guard.name().to_string()),
@@ -187,11 +153,7 @@ fn explain(guards: &[GuardSpec], inquiry: &Inquiry) -> String {
         }
         let _ = match (denying.as_slice(), auditing.as_slice()) {
             ([], []) => writeln!(text, "  answer: ALLOW"),
-            ([], auditing) => writeln!(
-                text,
-                "  answer: ALLOW (AUDIT: {} would deny)",
-                auditing.join(", ")
-            ),
+            ([], auditing) => writeln!(text, "  answer: ALLOW (AUDIT: {} would deny)", auditing.join(", ")),
             (denying, _) => writeln!(text, "  answer: DENY, by {}", denying.join(", ")),
         };
     }
@@ -205,13 +167,7 @@ fn explain_guard(guard: &GuardSpec, question: &Question<'_>, text: &mut String) 
     let policy = Policy::new(guard, &Bindings::default());
     let decision = policy.decide(question);
     let matches = policy.explain(question);
-    let _ = writeln!(
-        text,
-        "  guard {}: {} ({})",
-        guard.name(),
-        decision.outcome().word(),
-        decision.reason.word()
-    );
+    let _ = writeln!(text, "  guard {}: {} ({})", guard.name(), decision.outcome().word(), decision.reason.word());
     for (index, subject) in (0..).zip(guard.subjects()) {
         let _ = write!(text, "    subject {}: ", Printable(subject.name()));
         if !subject.events().contains(question.event) {
@@ -222,37 +178,23 @@ fn explain_guard(guard: &GuardSpec, question: &Question<'_>, text: &mut String) 
             text.push_str("mount: true, matched by mount when a root is guarded\n");
             continue;
         }
-        let of_subject: Vec<_> = matches
-            .iter()
-            .filter(|found| found.rule.subject == index)
-            .collect();
+        let of_subject: Vec<_> = matches.iter().filter(|found| found.rule.subject == index).collect();
         let Some(best) = of_subject.first() else {
             text.push_str("no path matches\n");
             continue;
         };
         let _ = writeln!(text, "{}", best.rule.list.word());
         for found in of_subject {
-            let written = guard
-                .rule(found.rule)
-                .map(ToString::to_string)
-                .unwrap_or_default();
+            let written = guard.rule(found.rule).map(ToString::to_string).unwrap_or_default();
             let _ = writeln!(
                 text,
                 "      {} {} `{}`: {}, {} literal bytes{}",
-                if found.decides {
-                    "decided by"
-                } else {
-                    "outranked:"
-                },
+                if found.decides { "decided by" } else { "outranked:" },
                 found.rule,
                 Printable(&written),
                 if found.glob { "glob" } else { "literal" },
                 found.specificity,
-                if found.stable {
-                    ", without the kubelet's versioned directory"
-                } else {
-                    ""
-                },
+                if found.stable { ", without the kubelet's versioned directory" } else { "" },
             );
         }
     }
@@ -260,15 +202,10 @@ fn explain_guard(guard: &GuardSpec, question: &Question<'_>, text: &mut String) 
 }
 
 fn notes(guards: &[GuardSpec], inquiry: &Inquiry) -> Vec<&'static str> {
-    let mut notes =
-        vec!["symlinks, other names of the file and mounts are known only where a root is guarded"];
+    let mut notes = vec!["symlinks, other names of the file and mounts are known only where a root is guarded"];
     let excepting = |subject: &Subject| subject.auto_allow_owner() || !subject.except().is_empty();
     let asked = inquiry.origin.is_some() || inquiry.executable.is_some() || inquiry.user.is_some();
-    if asked
-        || guards
-            .iter()
-            .any(|guard| guard.subjects().iter().any(excepting))
-    {
+    if asked || guards.iter().any(|guard| guard.subjects().iter().any(excepting)) {
         notes.push("who asks makes no difference in this release: except and autoAllowOwner are checked, not honoured");
     }
     notes

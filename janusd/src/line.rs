@@ -222,6 +222,13 @@ impl fmt::Display for Printable<'_> {
     }
 }
 
+/// Bytes of unknown origin, as a field of a log line: [`Printable`] for what need not be UTF-8.
+pub fn escaped(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(bytes.len());
+    escape(bytes, Quoting::Quoted, &mut out);
+    out
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Quoting {
     /// For a reader who only must not be deceived by control characters.
@@ -275,8 +282,7 @@ fn rfc3339(time: SystemTime) -> String {
     // Howard Hinnant's civil_from_days: years begin in March, so that the leap day comes last.
     let days = days + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month + 2) / 5 + 1;

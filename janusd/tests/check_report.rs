@@ -74,12 +74,8 @@ note: who asks makes no difference in this release: except and autoAllowOwner ar
 
 #[test]
 fn every_event_is_explained_unless_one_is_asked_for() {
-    let inquiry = Inquiry {
-        path: b"//bin/sh".to_vec(),
-        origin: Some(Origin::Owner),
-        user: Some(0),
-        ..Inquiry::default()
-    };
+    let inquiry =
+        Inquiry { path: b"//bin/sh".to_vec(), origin: Some(Origin::Owner), user: Some(0), ..Inquiry::default() };
     let text = report(GUARD, Some(&inquiry)).text;
     assert!(text.contains("open of file /bin/sh\n"), "{text}");
     assert!(text.contains("access of file /bin/sh\n"), "{text}");
@@ -90,29 +86,16 @@ fn every_event_is_explained_unless_one_is_asked_for() {
 #[test]
 fn audit_is_told_apart() {
     let audit = GUARD.replace("spec:\n", "spec:\n  enforcement: Audit\n");
-    let inquiry = Inquiry {
-        path: b"/s/x".to_vec(),
-        event: Some(Event::Open),
-        ..Inquiry::default()
-    };
+    let inquiry = Inquiry { path: b"/s/x".to_vec(), event: Some(Event::Open), ..Inquiry::default() };
     let text = report(&audit, Some(&inquiry)).text;
-    assert!(
-        text.contains("  answer: ALLOW (AUDIT: shop/web would deny)\n"),
-        "{text}"
-    );
+    assert!(text.contains("  answer: ALLOW (AUDIT: shop/web would deny)\n"), "{text}");
 }
 
 #[test]
 fn an_odd_path() {
-    let relative = Inquiry {
-        path: b"s".to_vec(),
-        ..Inquiry::default()
-    };
+    let relative = Inquiry { path: b"s".to_vec(), ..Inquiry::default() };
     assert_eq!(report(GUARD, Some(&relative)).status, REFUSED);
-    let hostile = Inquiry {
-        path: b"/s/\n\x1b\xff".to_vec(),
-        ..Inquiry::default()
-    };
+    let hostile = Inquiry { path: b"/s/\n\x1b\xff".to_vec(), ..Inquiry::default() };
     let text = report(GUARD, Some(&hostile)).text;
     assert!(text.starts_with("open of file /s/\\n\\x1b"), "{text}");
 }
@@ -121,8 +104,6 @@ fn an_odd_path() {
 fn a_path_in_both_lists_is_warned_about() {
     let both = GUARD.replace("allow: [/s/token]", "allow: [//s/]");
     assert!(
-        report(&both, None)
-            .complaints
-            .contains("spec.subjects[0].allow[0]: `//s/` is in deny as well, and deny wins"),
+        report(&both, None).complaints.contains("spec.subjects[0].allow[0]: `//s/` is in deny as well, and deny wins"),
     );
 }

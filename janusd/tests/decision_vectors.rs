@@ -65,44 +65,19 @@ fn decisions() {
             let policy = Policy::new(&guards[0], &Bindings::default());
             for ask in &case.ask {
                 asked += 1;
-                let about = format!(
-                    "{}: {}: {:?} {:?}",
-                    path.display(),
-                    case.why,
-                    ask.path,
-                    ask.paths
-                );
-                let written: Vec<&str> = ask
-                    .path
-                    .iter()
-                    .chain(ask.paths.iter().flatten())
-                    .map(String::as_str)
-                    .collect();
+                let about = format!("{}: {}: {:?} {:?}", path.display(), case.why, ask.path, ask.paths);
+                let written: Vec<&str> =
+                    ask.path.iter().chain(ask.paths.iter().flatten()).map(String::as_str).collect();
                 let names: Vec<&[u8]> = written
                     .iter()
-                    .map(|name| {
-                        if *name == "/" {
-                            *name
-                        } else {
-                            name.trim_end_matches('/')
-                        }
-                    })
+                    .map(|name| if *name == "/" { *name } else { name.trim_end_matches('/') })
                     .map(str::as_bytes)
                     .collect();
                 let event = event(ask.event.as_deref());
                 let directory = written[0].ends_with('/');
-                let decision = policy.decide(&Question {
-                    event,
-                    directory,
-                    names: &names,
-                    mount: None,
-                });
+                let decision = policy.decide(&Question { event, directory, names: &names, mount: None });
                 assert_eq!(decision.outcome().word(), ask.answer, "{about}");
-                assert_eq!(
-                    decision.rule.map(|rule| rule.to_string()),
-                    ask.rule,
-                    "{about}"
-                );
+                assert_eq!(decision.rule.map(|rule| rule.to_string()), ask.rule, "{about}");
                 if let Some(line) = ask.line {
                     assert_eq!(decision.line, line, "{about}: line");
                 }
@@ -117,33 +92,16 @@ fn decisions() {
 
 fn event(word: Option<&str>) -> Event {
     let word = word.unwrap_or("open");
-    Event::ALL
-        .into_iter()
-        .find(|event| event.word() == word)
-        .unwrap()
+    Event::ALL.into_iter().find(|event| event.word() == word).unwrap()
 }
 
 /// `check --explain` gives the same answer and names the same rule.
 fn agree(manifest: &[u8], path: &str, event: Event, ask: &Ask, about: &str) {
-    let inquiry = Inquiry {
-        path: path.into(),
-        event: Some(event),
-        ..Inquiry::default()
-    };
+    let inquiry = Inquiry { path: path.into(), event: Some(event), ..Inquiry::default() };
     let report = check::check(&[("case".to_owned(), manifest.to_vec())], Some(&inquiry));
     assert_eq!(report.status, check::OK, "{about}: {}", report.complaints);
-    assert!(
-        report
-            .text
-            .contains(&format!("guard default/guard: {} (", ask.answer)),
-        "{about}:\n{}",
-        report.text
-    );
+    assert!(report.text.contains(&format!("guard default/guard: {} (", ask.answer)), "{about}:\n{}", report.text);
     if let Some(rule) = &ask.rule {
-        assert!(
-            report.text.contains(&format!("decided by {rule} ")),
-            "{about}:\n{}",
-            report.text
-        );
+        assert!(report.text.contains(&format!("decided by {rule} ")), "{about}:\n{}", report.text);
     }
 }

@@ -33,10 +33,7 @@ fn the_default_is_as_in_v0_1_0() {
     };
     let line = "<ALLOW> ACCESS_PERM file '/path/to/file.ext' (foo-1-pod:barnode) foo=bar";
     assert_eq!(rendered(DEFAULT_LOG_FORMAT, &event), line);
-    assert_eq!(
-        LogFormat::default(),
-        LogFormat::parse(DEFAULT_LOG_FORMAT).unwrap()
-    );
+    assert_eq!(LogFormat::default(), LogFormat::parse(DEFAULT_LOG_FORMAT).unwrap());
     assert_eq!(LogFormat::default(), LogFormat::parse("").unwrap());
     event.tags = None;
     event.outcome = Outcome::Audit;
@@ -49,10 +46,7 @@ fn the_default_is_as_in_v0_1_0() {
 
 #[test]
 fn every_specifier() {
-    let tags = BTreeMap::from([
-        ("a,b".to_owned(), "c=d".to_owned()),
-        ("e=f".to_owned(), "g,h\n".to_owned()),
-    ]);
+    let tags = BTreeMap::from([("a,b".to_owned(), "c=d".to_owned()), ("e=f".to_owned(), "g,h\n".to_owned())]);
     let event = EventLine {
         time: Some(UNIX_EPOCH + Duration::from_micros(1_795_423_080_000_042)),
         path: Some(b"/a b"),
@@ -72,10 +66,7 @@ fn every_specifier() {
         uid: Some(0),
         ..EventLine::new(Outcome::Deny, Event::Open, false)
     };
-    let format: String = Specifier::ALL
-        .iter()
-        .map(|field| format!("{{{}}}|", field.word()))
-        .collect();
+    let format: String = Specifier::ALL.iter().map(|field| format!("{{{}}}|", field.word())).collect();
     assert_eq!(
         rendered(&format, &event),
         "2026-11-23T08:38:00.000042Z|DENY|OPEN_PERM|file|/a b|pod|node|a\\,b=c=d,e\\=f=g\\,h\\n|ns|guard|it\\'s|app|/a*|\
@@ -103,10 +94,7 @@ fn what_is_unknown_is_a_dash() {
 
 #[test]
 fn templates() {
-    let event = EventLine {
-        path: Some(b"/p"),
-        ..EventLine::new(Outcome::Allow, Event::Open, false)
-    };
+    let event = EventLine { path: Some(b"/p"), ..EventLine::new(Outcome::Allow, Event::Open, false) };
     assert_eq!(rendered("{{{path}}} {{}}", &event), "{/p} {}");
     assert_eq!(rendered("a\t{path}\n", &event), "a\t/p");
     assert_eq!(rendered("a\n\u{1b}{path}", &event), "a\\n\\x1b/p");

@@ -9,11 +9,11 @@ use std::path::PathBuf;
 mod manifest;
 #[path = "../fuzz/bodies/path.rs"]
 mod path;
+#[path = "../fuzz/bodies/record.rs"]
+mod record;
 
 fn corpus(target: &str, run: fn(&[u8])) {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("fuzz/corpus")
-        .join(target);
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
     let mut seen = 0;
     for entry in fs::read_dir(folder).unwrap() {
         let bytes = fs::read(entry.unwrap().path()).unwrap();
@@ -35,4 +35,9 @@ fn manifests() {
 #[test]
 fn paths() {
     corpus("path", path::run);
+}
+
+#[test]
+fn records() {
+    corpus("record", record::run);
 }

@@ -25,11 +25,7 @@ fn refused(text: &str) -> Vec<String> {
 }
 
 fn refused_bytes(bytes: &[u8]) -> Vec<String> {
-    manifest::parse("g.yaml", bytes)
-        .unwrap_err()
-        .iter()
-        .map(ToString::to_string)
-        .collect()
+    manifest::parse("g.yaml", bytes).unwrap_err().iter().map(ToString::to_string).collect()
 }
 
 #[test]
@@ -48,10 +44,8 @@ fn defaults() {
 fn every_error_of_every_document_is_told() {
     let text = format!(
         "{GOOD}---\n---\n{}---\n{}",
-        GOOD.replace("good", "other")
-            .replace("[open]", "[modify, close]\n      recursive: yes"),
-        GOOD.replace("/etc/shadow", "etc, /a/../b")
-            .replace("good", "Third"),
+        GOOD.replace("good", "other").replace("[open]", "[modify, close]\n      recursive: yes"),
+        GOOD.replace("/etc/shadow", "etc, /a/../b").replace("good", "Third"),
     );
     assert_eq!(
         refused(&text),
@@ -71,17 +65,10 @@ fn every_error_of_every_document_is_told() {
 fn a_guard_may_be_there_once() {
     assert_eq!(
         refused(&format!("{GOOD}---\n{GOOD}")),
-        [
-            "g.yaml:11: document 2: metadata.name: the guard default/good is there twice, first at g.yaml:1"
-        ]
+        ["g.yaml:11: document 2: metadata.name: the guard default/good is there twice, first at g.yaml:1"]
     );
     let other = GOOD.replace("name: good", "name: good\n  namespace: other");
-    assert_eq!(
-        manifest::parse("g.yaml", format!("{GOOD}---\n{other}").as_bytes())
-            .unwrap()
-            .len(),
-        2
-    );
+    assert_eq!(manifest::parse("g.yaml", format!("{GOOD}---\n{other}").as_bytes()).unwrap().len(), 2);
     let twice = manifest::parse_all([("a", GOOD.as_bytes()), ("b", GOOD.as_bytes())]).unwrap_err();
     assert_eq!((twice[0].file.as_str(), twice.len()), ("b", 1));
 }
@@ -89,36 +76,13 @@ fn a_guard_may_be_there_once() {
 #[test]
 fn what_is_no_manifest() {
     assert_eq!(refused(""), ["g.yaml: holds no document"]);
-    assert_eq!(
-        refused("---\n# nothing\n---\n"),
-        ["g.yaml: holds no document"]
-    );
-    assert_eq!(
-        refused("hello"),
-        ["g.yaml:1: must be an object, is a string"]
-    );
-    assert_eq!(
-        refused_bytes(b"a: 1\nb: \xff\n"),
-        ["g.yaml:2: is not UTF-8 (at byte 8)"]
-    );
-    assert_eq!(
-        refused_bytes(&vec![b' '; MAX_BYTES + 1]),
-        ["g.yaml: is larger than 1048576 bytes"]
-    );
-    for text in [
-        "a: [",
-        "a: b: c",
-        "\t- x",
-        "a: *nobody",
-        "%YAML 9.9\n---\na",
-        "- &a [*a]",
-        "? [a]\n: b",
-    ] {
+    assert_eq!(refused("---\n# nothing\n---\n"), ["g.yaml: holds no document"]);
+    assert_eq!(refused("hello"), ["g.yaml:1: must be an object, is a string"]);
+    assert_eq!(refused_bytes(b"a: 1\nb: \xff\n"), ["g.yaml:2: is not UTF-8 (at byte 8)"]);
+    assert_eq!(refused_bytes(&vec![b' '; MAX_BYTES + 1]), ["g.yaml: is larger than 1048576 bytes"]);
+    for text in ["a: [", "a: b: c", "\t- x", "a: *nobody", "%YAML 9.9\n---\na", "- &a [*a]", "? [a]\n: b"] {
         let errors = refused(text);
-        assert!(
-            errors.len() == 1 && errors[0].starts_with("g.yaml:"),
-            "{text}: {errors:?}"
-        );
+        assert!(errors.len() == 1 && errors[0].starts_with("g.yaml:"), "{text}: {errors:?}");
     }
 }
 
@@ -126,10 +90,7 @@ fn what_is_no_manifest() {
 fn surprises_of_yaml_are_refused() {
     let with = |from: &str, to: &str| refused(&GOOD.replace(from, to)).join("\n");
     assert!(with("  selector: {}", "  selector: {}\n  selector: {}").contains("duplicate"));
-    assert_eq!(
-        with("  selector: {}", "  <<: {selector: {}}"),
-        "g.yaml:6: merge keys (`<<`) are not supported"
-    );
+    assert_eq!(with("  selector: {}", "  <<: {selector: {}}"), "g.yaml:6: merge keys (`<<`) are not supported");
     assert_eq!(
         with("/etc/shadow", "0777"),
         "g.yaml:8: spec.subjects[0].deny[0]: must be a string (quote it), is a number"
@@ -150,16 +111,11 @@ fn surprises_of_yaml_are_refused() {
 #[test]
 fn lists_as_kubectl_prints_them() {
     let item = GOOD.trim_end().replace('\n', "\n  ");
-    let list = format!(
-        "apiVersion: v1\nkind: List\nitems:\n- {item}\n- {}\n",
-        item.replace("good", "other")
-    );
+    let list = format!("apiVersion: v1\nkind: List\nitems:\n- {item}\n- {}\n", item.replace("good", "other"));
     assert_eq!(manifest::parse("g.yaml", list.as_bytes()).unwrap().len(), 2);
     assert_eq!(
         refused(&list.replacen("[open]", "[shut]", 1)),
-        [
-            "g.yaml:12: items[0].spec.subjects[0].events[0]: unknown event `shut`: must be open, access, execute or all"
-        ]
+        ["g.yaml:12: items[0].spec.subjects[0].events[0]: unknown event `shut`: must be open, access, execute or all"]
     );
 }
 
@@ -187,18 +143,12 @@ fn errors_are_bounded() {
 fn an_error_is_one_harmless_line() {
     for text in [
         GOOD.replace("[open]", "[\"o\\npen\\u001b[2J\\u202e\"]"),
-        GOOD.replace(
-            "  selector: {}",
-            "  selector: {}\n  \"evil\\n\\u001b]0;x\\a\": 1",
-        ),
+        GOOD.replace("  selector: {}", "  selector: {}\n  \"evil\\n\\u001b]0;x\\a\": 1"),
         GOOD.replace("good", "\"a\\nb\""),
         "\"\\u001b\": [".to_owned(),
     ] {
         for error in refused(&text) {
-            assert!(
-                !error.chars().any(|c| c.is_control() || c == '\u{202e}'),
-                "{error:?}"
-            );
+            assert!(!error.chars().any(|c| c.is_control() || c == '\u{202e}'), "{error:?}");
         }
     }
     let errors = manifest::parse("evil\nname", b"").unwrap_err();
@@ -214,33 +164,16 @@ fn bombs_are_defused() {
         aliases.push_str(&format!("a{level}: &a{level} [{inner}]\n"));
     }
     let deep_flow = "[".repeat(100_000);
-    let deep_block: String = (0..600)
-        .map(|depth| format!("{}a:\n", " ".repeat(depth)))
-        .collect();
+    let deep_block: String = (0..600).map(|depth| format!("{}a:\n", " ".repeat(depth))).collect();
     let many_keys: String = (0..60_000).map(|key| format!("k{key}: v\n")).collect();
     let many_documents = "---\na\n".repeat(100_000);
     let many_errors = format!("{GOOD}---\n").repeat(4_000);
     let long_key = format!("{}: x", "k".repeat(500_000));
-    let anchors: String = (0..50_000)
-        .map(|anchor| format!("- &a{anchor} x\n"))
-        .collect();
-    for text in [
-        aliases,
-        deep_flow,
-        deep_block,
-        many_keys,
-        many_documents,
-        many_errors,
-        long_key,
-        anchors,
-    ] {
+    let anchors: String = (0..50_000).map(|anchor| format!("- &a{anchor} x\n")).collect();
+    for text in [aliases, deep_flow, deep_block, many_keys, many_documents, many_errors, long_key, anchors] {
         assert!(!refused(&text).is_empty());
     }
-    assert!(
-        start.elapsed() < Duration::from_secs(20),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
 }
 
 fn yamlish() -> impl Strategy<Value = String> {

@@ -8,32 +8,17 @@ use std::path::PathBuf;
 use janusd::manifest;
 
 fn vectors(kind: &str) -> Vec<(String, Vec<u8>)> {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("../tests/vectors/manifests")
-        .join(kind);
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/vectors/manifests").join(kind);
     let mut files: Vec<_> = fs::read_dir(&folder)
         .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
         .map(|entry| entry.unwrap().path())
-        .filter(|path| {
-            path.extension()
-                .is_some_and(|extension| extension == "yaml")
-        })
+        .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
         .collect();
     files.sort();
-    assert!(
-        files.len() > 20,
-        "only {} vectors in {}",
-        files.len(),
-        folder.display()
-    );
+    assert!(files.len() > 20, "only {} vectors in {}", files.len(), folder.display());
     files
         .into_iter()
-        .map(|path| {
-            (
-                path.file_name().unwrap().to_string_lossy().into_owned(),
-                fs::read(&path).unwrap(),
-            )
-        })
+        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read(&path).unwrap()))
         .collect()
 }
 
@@ -53,11 +38,7 @@ fn refused() {
     let mut wrong = Vec::new();
     for (name, bytes) in vectors("refused") {
         let text = String::from_utf8_lossy(&bytes).into_owned();
-        let field = text
-            .lines()
-            .find_map(|line| line.strip_prefix("# field: "))
-            .unwrap()
-            .trim();
+        let field = text.lines().find_map(|line| line.strip_prefix("# field: ")).unwrap().trim();
         match manifest::parse(&name, &bytes) {
             Ok(_) => wrong.push(format!("{name}: accepted")),
             Err(errors) => {
@@ -72,10 +53,5 @@ fn refused() {
             }
         }
     }
-    assert!(
-        wrong.is_empty(),
-        "{} wrong:\n{}",
-        wrong.len(),
-        wrong.join("\n")
-    );
+    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
 }

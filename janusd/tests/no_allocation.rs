@@ -37,16 +37,10 @@ static ALLOCATOR: Counting = Counting;
 #[test]
 fn judging_allocates_nothing() {
     let subject = |index: usize| RawSubject {
-        allow: (0..100)
-            .map(|path| format!("/srv/{index}/allow/{path}"))
-            .collect(),
+        allow: (0..100).map(|path| format!("/srv/{index}/allow/{path}")).collect(),
         deny: (0..20)
             .map(|path| format!("/srv/{index}/deny/{path}"))
-            .chain([
-                "/srv/**/{a,b}*.key".to_owned(),
-                "/s/token".to_owned(),
-                format!("/{}*", "?".repeat(200)),
-            ])
+            .chain(["/srv/**/{a,b}*.key".to_owned(), "/s/token".to_owned(), format!("/{}*", "?".repeat(200))])
             .collect(),
         events: vec!["all".to_owned()],
         mount: Some(index == 7),
@@ -61,14 +55,8 @@ fn judging_allocates_nothing() {
     };
     let spec = GuardSpec::new(raw).unwrap();
     let (mounted, _) = spec.rules().find(|(id, _)| id.subject == 7).unwrap();
-    let binding = MountBinding {
-        mount: 9,
-        mountpoint: b"/srv".to_vec(),
-    };
-    let bindings = Bindings {
-        aliases: Vec::new(),
-        mounts: vec![(mounted, binding)],
-    };
+    let binding = MountBinding { mount: 9, mountpoint: b"/srv".to_vec() };
+    let bindings = Bindings { aliases: Vec::new(), mounts: vec![(mounted, binding)] };
     let policy = Policy::new(&spec, &bindings);
     let long = [b"/".as_slice(), &b"x".repeat(250)].concat().repeat(16);
     let names: [&[u8]; 8] = [
@@ -84,20 +72,10 @@ fn judging_allocates_nothing() {
     let before = ALLOCATIONS.with(Cell::get);
     for event in Event::ALL {
         for directory in [false, true] {
-            black_box(policy.decide(&Question {
-                event,
-                directory,
-                names: &names,
-                mount: Some(9),
-            }));
+            black_box(policy.decide(&Question { event, directory, names: &names, mount: Some(9) }));
             for name in names {
                 let names = [name];
-                black_box(policy.decide(&Question {
-                    event,
-                    directory,
-                    names: &names,
-                    mount: None,
-                }));
+                black_box(policy.decide(&Question { event, directory, names: &names, mount: None }));
             }
         }
     }

@@ -3,9 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use janusd::policy::raw::{RawGuard, RawSelector, RawSubject};
-use janusd::policy::{
-    Bindings, Event, GuardSpec, List, MountBinding, Outcome, PathPattern, Policy, Question, RuleId,
-};
+use janusd::policy::{Bindings, Event, GuardSpec, List, MountBinding, Outcome, PathPattern, Policy, Question, RuleId};
 
 fn guard(subjects: Vec<RawSubject>) -> GuardSpec {
     GuardSpec::new(RawGuard {
@@ -26,22 +24,11 @@ fn deny(paths: &[&str]) -> RawSubject {
     }
 }
 
-const FIRST: RuleId = RuleId {
-    subject: 0,
-    list: List::Deny,
-    index: 0,
-};
+const FIRST: RuleId = RuleId { subject: 0, list: List::Deny, index: 0 };
 
 fn answer(policy: &Policy, name: &str, mount: Option<u64>) -> Outcome {
     let names = [name.as_bytes()];
-    policy
-        .decide(&Question {
-            event: Event::Open,
-            directory: false,
-            names: &names,
-            mount,
-        })
-        .outcome()
+    policy.decide(&Question { event: Event::Open, directory: false, names: &names, mount }).outcome()
 }
 
 #[test]
@@ -50,10 +37,7 @@ fn an_alias_is_another_way_to_match() {
     let (_, pattern) = spec.rules().next().unwrap();
     let alias = pattern.rebase(b"/run".to_vec());
     assert_eq!(alias.to_string(), "/run/*.sock");
-    let bindings = Bindings {
-        aliases: vec![(FIRST, alias)],
-        mounts: Vec::new(),
-    };
+    let bindings = Bindings { aliases: vec![(FIRST, alias)], mounts: Vec::new() };
     let policy = Policy::new(&spec, &bindings);
     assert_eq!(answer(&policy, "/run/a.sock", None), Outcome::Deny);
     assert_eq!(answer(&policy, "/var/run/a.sock", None), Outcome::Deny);
@@ -64,83 +48,38 @@ fn an_alias_is_another_way_to_match() {
 fn an_alias_into_a_version_of_a_secret_outlives_it() {
     let spec = guard(vec![deny(&["/etc/tls.key"])]);
     let resolved = b"/s/..2026_11_23_07_33_24.2418249251/tls.key".to_vec();
-    let bindings = Bindings {
-        aliases: vec![(FIRST, PathPattern::literal(resolved))],
-        mounts: Vec::new(),
-    };
+    let bindings = Bindings { aliases: vec![(FIRST, PathPattern::literal(resolved))], mounts: Vec::new() };
     let policy = Policy::new(&spec, &bindings);
-    assert_eq!(
-        answer(&policy, "/s/..2026_11_24_00_00_00.7/tls.key", None),
-        Outcome::Deny
-    );
-    assert_eq!(
-        answer(&policy, "/s/..2026_11_24_00_00_00.7/tls.crt", None),
-        Outcome::Allow
-    );
+    assert_eq!(answer(&policy, "/s/..2026_11_24_00_00_00.7/tls.key", None), Outcome::Deny);
+    assert_eq!(answer(&policy, "/s/..2026_11_24_00_00_00.7/tls.crt", None), Outcome::Allow);
 }
 
 #[test]
 fn a_path_with_mount_stands_for_its_mount_only() {
-    let subject = RawSubject {
-        mount: Some(true),
-        max_depth: Some(2),
-        ..deny(&["/data/inner"])
-    };
+    let subject = RawSubject { mount: Some(true), max_depth: Some(2), ..deny(&["/data/inner"]) };
     let spec = guard(vec![subject]);
     let unbound = Policy::new(&spec, &Bindings::default());
     assert_eq!(answer(&unbound, "/data/inner", Some(7)), Outcome::Allow);
-    let binding = MountBinding {
-        mount: 7,
-        mountpoint: b"/data".to_vec(),
-    };
-    let policy = Policy::new(
-        &spec,
-        &Bindings {
-            aliases: Vec::new(),
-            mounts: vec![(FIRST, binding)],
-        },
-    );
+    let binding = MountBinding { mount: 7, mountpoint: b"/data".to_vec() };
+    let policy = Policy::new(&spec, &Bindings { aliases: Vec::new(), mounts: vec![(FIRST, binding)] });
     assert_eq!(answer(&policy, "/data/other", Some(7)), Outcome::Deny);
     assert_eq!(answer(&policy, "/data/a/b", Some(7)), Outcome::Deny);
-    assert_eq!(
-        answer(&policy, "/data/a/b/c", Some(7)),
-        Outcome::Allow,
-        "depth counts from the mountpoint"
-    );
-    assert_eq!(
-        answer(&policy, "/data/other", Some(8)),
-        Outcome::Allow,
-        "another mount over the same place"
-    );
-    assert_eq!(
-        answer(&policy, "/data/inner", None),
-        Outcome::Allow,
-        "an unknown mount"
-    );
+    assert_eq!(answer(&policy, "/data/a/b/c", Some(7)), Outcome::Allow, "depth counts from the mountpoint");
+    assert_eq!(answer(&policy, "/data/other", Some(8)), Outcome::Allow, "another mount over the same place");
+    assert_eq!(answer(&policy, "/data/inner", None), Outcome::Allow, "an unknown mount");
     assert_eq!(answer(&policy, "/elsewhere", Some(7)), Outcome::Allow);
 }
 
 #[test]
 fn the_audit_flag_is_any_matching_subjects() {
     let spec = guard(vec![
-        RawSubject {
-            audit: Some(true),
-            ..deny(&["/a"])
-        },
-        RawSubject {
-            allow: vec!["/a/b".to_owned()],
-            ..deny(&["/b"])
-        },
+        RawSubject { audit: Some(true), ..deny(&["/a"]) },
+        RawSubject { allow: vec!["/a/b".to_owned()], ..deny(&["/b"]) },
     ]);
     let policy = Policy::new(&spec, &Bindings::default());
     let audit = |name: &str| {
         let names = [name.as_bytes()];
-        let question = Question {
-            event: Event::Open,
-            directory: false,
-            names: &names,
-            mount: None,
-        };
+        let question = Question { event: Event::Open, directory: false, names: &names, mount: None };
         policy.decide(&question).audit
     };
     assert!(audit("/a/b"));
@@ -150,11 +89,7 @@ fn the_audit_flag_is_any_matching_subjects() {
 
 #[test]
 fn marks_are_wanted_where_a_rule_can_reach() {
-    let wanted = |written: &str, dir: &str| {
-        PathPattern::parse(written)
-            .unwrap()
-            .may_match_below(dir.as_bytes())
-    };
+    let wanted = |written: &str, dir: &str| PathPattern::parse(written).unwrap().may_match_below(dir.as_bytes());
     for (written, dir) in [
         ("/s/token", "/"),
         ("/s/token", "/s"),

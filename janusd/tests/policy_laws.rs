@@ -3,9 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use janusd::policy::raw::{RawGuard, RawSelector, RawSubject};
-use janusd::policy::{
-    Bindings, Decision, Event, GuardSpec, PathPattern, Policy, Question, Reason, Response,
-};
+use janusd::policy::{Bindings, Decision, Event, GuardSpec, PathPattern, Policy, Question, Reason, Response};
 use proptest::prelude::*;
 
 const VERSION: &str = "..2026_11_23_07_33_24.2418249251";
@@ -21,13 +19,7 @@ impl Pattern {
 
     /// Without the segments that the kubelet puts between a volume and its files.
     fn stable(&self) -> Pattern {
-        Pattern(
-            self.0
-                .iter()
-                .copied()
-                .filter(|segment| !is_versioned(segment))
-                .collect(),
-        )
+        Pattern(self.0.iter().copied().filter(|segment| !is_versioned(segment)).collect())
     }
 
     /// Literal bytes up to the first glob character.
@@ -64,12 +56,9 @@ fn segments_match(pattern: &[&str], name: &[&str]) -> bool {
 fn text_matches(pattern: &str, text: &str) -> bool {
     if let Some(open) = pattern.find('{') {
         let close = pattern.find('}').unwrap();
-        return pattern[open + 1..close].split(',').any(|branch| {
-            text_matches(
-                &format!("{}{branch}{}", &pattern[..open], &pattern[close + 1..]),
-                text,
-            )
-        });
+        return pattern[open + 1..close]
+            .split(',')
+            .any(|branch| text_matches(&format!("{}{branch}{}", &pattern[..open], &pattern[close + 1..]), text));
     }
     let mut pattern_chars = pattern.chars();
     let mut text_chars = text.chars();
@@ -77,29 +66,17 @@ fn text_matches(pattern: &str, text: &str) -> bool {
         None => text.is_empty(),
         Some('*') => {
             let rest = pattern_chars.as_str();
-            text.char_indices()
-                .map(|(at, _)| at)
-                .chain([text.len()])
-                .any(|at| text_matches(rest, &text[at..]))
+            text.char_indices().map(|(at, _)| at).chain([text.len()]).any(|at| text_matches(rest, &text[at..]))
         }
-        Some('?') => {
-            text_chars.next().is_some() && text_matches(pattern_chars.as_str(), text_chars.as_str())
-        }
+        Some('?') => text_chars.next().is_some() && text_matches(pattern_chars.as_str(), text_chars.as_str()),
         Some('[') => {
             let close = pattern.find(']').unwrap();
             let members = &pattern[1..close];
-            let (negated, members) = members
-                .strip_prefix('!')
-                .map_or((false, members), |rest| (true, rest));
-            text_chars
-                .next()
-                .is_some_and(|c| members.contains(c) != negated)
+            let (negated, members) = members.strip_prefix('!').map_or((false, members), |rest| (true, rest));
+            text_chars.next().is_some_and(|c| members.contains(c) != negated)
                 && text_matches(&pattern[close + 1..], text_chars.as_str())
         }
-        Some(c) => {
-            text_chars.next() == Some(c)
-                && text_matches(pattern_chars.as_str(), text_chars.as_str())
-        }
+        Some(c) => text_chars.next() == Some(c) && text_matches(pattern_chars.as_str(), text_chars.as_str()),
     }
 }
 
@@ -126,23 +103,15 @@ impl Subject {
 
     /// What this subject says about a file by one of its names: true for deny.
     fn judge(&self, name: &str, directory: bool) -> Option<bool> {
-        let raw: Vec<&str> = name
-            .split('/')
-            .filter(|segment| !segment.is_empty())
-            .collect();
-        let stable: Vec<&str> = raw
-            .iter()
-            .copied()
-            .filter(|segment| !is_versioned(segment))
-            .collect();
+        let raw: Vec<&str> = name.split('/').filter(|segment| !segment.is_empty()).collect();
+        let stable: Vec<&str> = raw.iter().copied().filter(|segment| !is_versioned(segment)).collect();
         let deny = self.deny.iter().map(|pattern| (pattern, true));
         self.allow
             .iter()
             .map(|pattern| (pattern, false))
             .chain(deny)
             .filter(|(pattern, _)| {
-                self.reaches(pattern, &raw, directory)
-                    || self.reaches(&pattern.stable(), &stable, directory)
+                self.reaches(pattern, &raw, directory) || self.reaches(&pattern.stable(), &stable, directory)
             })
             .map(|(pattern, denies)| (pattern.specificity(), !pattern.is_glob(), denies))
             .max()
@@ -175,20 +144,11 @@ fn guard(subjects: &[Subject]) -> GuardSpec {
 
 fn decide(subjects: &[Subject], names: &[&str], directory: bool) -> Decision {
     let names: Vec<&[u8]> = names.iter().map(|name| name.as_bytes()).collect();
-    ask(
-        &Policy::new(&guard(subjects), &Bindings::default()),
-        &names,
-        directory,
-    )
+    ask(&Policy::new(&guard(subjects), &Bindings::default()), &names, directory)
 }
 
 fn ask(policy: &Policy, names: &[&[u8]], directory: bool) -> Decision {
-    policy.decide(&Question {
-        event: Event::Open,
-        directory,
-        names,
-        mount: None,
-    })
+    policy.decide(&Question { event: Event::Open, directory, names, mount: None })
 }
 
 fn reference(subjects: &[Subject], names: &[&str], directory: bool) -> Reason {
@@ -202,11 +162,7 @@ fn reference(subjects: &[Subject], names: &[&str], directory: bool) -> Reason {
             }
         }
     }
-    if matched {
-        Reason::RuleAllow
-    } else {
-        Reason::NoRule
-    }
+    if matched { Reason::RuleAllow } else { Reason::NoRule }
 }
 
 fn literal_segment() -> impl Strategy<Value = &'static str> {
@@ -215,8 +171,7 @@ fn literal_segment() -> impl Strategy<Value = &'static str> {
 
 fn glob_segment() -> impl Strategy<Value = &'static str> {
     prop::sample::select(vec![
-        "*", "?", "**", "a*", "*b", "?b", "[ab]", "[!a]", "[é]", "{a,b}", "{a,}b", "a{b,*}", "??",
-        "*a*", "{é,?}", ".*",
+        "*", "?", "**", "a*", "*b", "?b", "[ab]", "[!a]", "[é]", "{a,b}", "{a,}b", "a{b,*}", "??", "*a*", "{é,?}", ".*",
     ])
 }
 
@@ -226,36 +181,24 @@ fn pattern(globs: bool) -> BoxedStrategy<Pattern> {
     } else {
         literal_segment().boxed()
     };
-    prop::collection::vec(segment, 0..4)
-        .prop_map(Pattern)
-        .boxed()
+    prop::collection::vec(segment, 0..4).prop_map(Pattern).boxed()
 }
 
 fn name() -> impl Strategy<Value = String> {
-    let segment = prop::sample::select(vec![
-        "a", "b", "é", ".h", "ab", "aé", "bb", "..data", VERSION,
-    ]);
+    let segment = prop::sample::select(vec!["a", "b", "é", ".h", "ab", "aé", "bb", "..data", VERSION]);
     prop::collection::vec(segment, 0..5).prop_map(|segments| format!("/{}", segments.join("/")))
 }
 
 fn subject() -> impl Strategy<Value = Subject> {
-    (
-        any::<bool>(),
-        prop_oneof![Just(None), (1u32..4).prop_map(Some)],
-    )
-        .prop_flat_map(|(only_dir, depth)| {
-            let paths = prop::collection::vec(pattern(!only_dir), 0..4);
-            (
-                paths.clone(),
-                prop::collection::vec(pattern(!only_dir), 1..4),
-            )
-                .prop_map(move |(allow, deny)| Subject {
-                    allow,
-                    deny,
-                    depth,
-                    only_dir,
-                })
+    (any::<bool>(), prop_oneof![Just(None), (1u32..4).prop_map(Some)]).prop_flat_map(|(only_dir, depth)| {
+        let paths = prop::collection::vec(pattern(!only_dir), 0..4);
+        (paths.clone(), prop::collection::vec(pattern(!only_dir), 1..4)).prop_map(move |(allow, deny)| Subject {
+            allow,
+            deny,
+            depth,
+            only_dir,
         })
+    })
 }
 
 fn subjects() -> impl Strategy<Value = Vec<Subject>> {

@@ -3,12 +3,7 @@
 //! Stands in for the API server in what decides a verdict: nulls and defaults, the schema, then CEL. Not in pruning:
 //! unknown fields are left alone, so that a refusal of one is not mistaken for one of the schema.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "helpers of tests are not seen as tests"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are not seen as tests")]
 
 use std::{
     fmt::Write as _,
@@ -33,34 +28,19 @@ struct Vector {
 }
 
 fn vectors(verdict: &str) -> Vec<Vector> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../tests/vectors/manifests")
-        .join(verdict);
-    let mut files: Vec<PathBuf> = fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/vectors/manifests").join(verdict);
+    let mut files: Vec<PathBuf> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     files.iter().map(|file| read(file)).collect()
 }
 
 fn read(file: &Path) -> Vector {
     let text = fs::read_to_string(file).unwrap();
-    let head = |key: &str| {
-        text.lines()
-            .take(3)
-            .find_map(|line| line.strip_prefix(key))
-            .map(str::to_owned)
-    };
-    assert!(
-        head("# why: ").is_some(),
-        "{} does not say why",
-        file.display()
-    );
+    let head = |key: &str| text.lines().take(3).find_map(|line| line.strip_prefix(key)).map(str::to_owned);
+    assert!(head("# why: ").is_some(), "{} does not say why", file.display());
     Vector {
         name: file.file_name().unwrap().to_string_lossy().into_owned(),
-        manifest: serde_saphyr::from_str(&text)
-            .unwrap_or_else(|error| panic!("{}: {error}", file.display())),
+        manifest: serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display())),
         field: head("# field: "),
         daemon_only: head("# by: ").is_some_and(|by| by == "daemon"),
     }
@@ -75,13 +55,7 @@ struct Crd {
 impl Crd {
     fn new() -> Self {
         let crd = JanusGuard::crd();
-        let schema = crd.spec.versions[0]
-            .schema
-            .as_ref()
-            .unwrap()
-            .open_api_v3_schema
-            .as_ref()
-            .unwrap();
+        let schema = crd.spec.versions[0].schema.as_ref().unwrap().open_api_v3_schema.as_ref().unwrap();
         let schema = serde_json::to_value(schema).unwrap();
         let validator = jsonschema::options()
             // The regex crate speaks RE2's language, as the API server does; the default engine knows look-around.
@@ -93,28 +67,18 @@ impl Crd {
 
     /// Field and message of everything that is wrong.
     fn judge(&self, manifest: &Value) -> Vec<(String, String)> {
-        let manifest =
-            kube::core::cel::apply_defaults(&self.schema, &without_nulls(manifest.clone()));
+        let manifest = kube::core::cel::apply_defaults(&self.schema, &without_nulls(manifest.clone()));
         let mut errors: Vec<_> = self
             .validator
             .iter_errors(&manifest)
-            .map(|error| {
-                (
-                    field(error.instance_path().as_str(), error.kind()),
-                    error.to_string(),
-                )
-            })
+            .map(|error| (field(error.instance_path().as_str(), error.kind()), error.to_string()))
             .collect();
         // Like the API server, which evaluates rules on valid values only.
         if errors.is_empty()
             && let Err(broken) = Validator::new().validate(&self.schema, &manifest, None)
         {
             errors.extend(broken.into_vec().into_iter().map(|error| {
-                assert_eq!(
-                    error.kind,
-                    ErrorKind::ValidationFailure,
-                    "a rule does not work: {error}"
-                );
+                assert_eq!(error.kind, ErrorKind::ValidationFailure, "a rule does not work: {error}");
                 (error.field_path, error.message)
             }));
         }
@@ -181,10 +145,7 @@ fn refuses_what_it_must_and_names_the_field() {
             wrong.push((vector.name, field, errors));
         }
     }
-    assert!(
-        wrong.is_empty(),
-        "accepted, or blamed on another field: {wrong:#?}"
-    );
+    assert!(wrong.is_empty(), "accepted, or blamed on another field: {wrong:#?}");
 }
 
 #[test]
@@ -195,11 +156,7 @@ fn types_read_what_the_schema_accepts() {
             .unwrap_or_else(|error| panic!("{}: {error}", vector.name));
         let written = serde_json::to_value(&guard).unwrap();
         let errors = crd.judge(&written);
-        assert!(
-            errors.is_empty(),
-            "{}: written back as {written}: {errors:?}",
-            vector.name
-        );
+        assert!(errors.is_empty(), "{}: written back as {written}: {errors:?}", vector.name);
     }
 }
 
@@ -232,11 +189,7 @@ fn no_defaults_inside_a_list() {
         if in_list && schema.get("default").is_some() {
             found.push(schema.clone());
         }
-        for property in schema["properties"]
-            .as_object()
-            .into_iter()
-            .flat_map(|map| map.values())
-        {
+        for property in schema["properties"].as_object().into_iter().flat_map(|map| map.values()) {
             defaults(property, in_list, found);
         }
         if schema["items"].is_object() {

@@ -82,9 +82,7 @@ pub fn parse_all<'a>(
     for (file, bytes) in sources {
         for found in parse_source(file, bytes, &mut errors) {
             let name = found.spec.name().clone();
-            let place = found
-                .line
-                .map_or_else(|| file.to_owned(), |line| format!("{file}:{line}"));
+            let place = found.line.map_or_else(|| file.to_owned(), |line| format!("{file}:{line}"));
             if let Some(first) = seen.get(&name) {
                 errors.push(ManifestError {
                     file: file.to_owned(),
@@ -99,11 +97,7 @@ pub fn parse_all<'a>(
             guards.push(found.spec);
         }
     }
-    if errors.is_empty() {
-        Ok(guards)
-    } else {
-        Err(bounded(errors))
-    }
+    if errors.is_empty() { Ok(guards) } else { Err(bounded(errors)) }
 }
 
 /// Keeps a broken (or hostile) megabyte from becoming many megabytes of errors.
@@ -162,11 +156,7 @@ fn parse_source(file: &str, bytes: &[u8], errors: &mut Vec<ManifestError>) -> Ve
         }));
         for guard in shaped.guards {
             match GuardSpec::new(guard.raw) {
-                Ok(spec) => found.push(Found {
-                    spec,
-                    line: guard.line,
-                    document: number,
-                }),
+                Ok(spec) => found.push(Found { spec, line: guard.line, document: number }),
                 Err(refused) => errors.extend(refused.into_iter().filter_map(|error| {
                     // A field that could not even be read has had its say.
                     if guard.lines.was_refused(&error.field) {
@@ -193,9 +183,6 @@ fn text(bytes: &[u8]) -> Result<&str, (Option<u64>, String)> {
     str::from_utf8(bytes).map_err(|error| {
         let before = bytes.get(..error.valid_up_to()).unwrap_or_default();
         let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count() as u64;
-        (
-            Some(line),
-            format!("is not UTF-8 (at byte {})", error.valid_up_to()),
-        )
+        (Some(line), format!("is not UTF-8 (at byte {})", error.valid_up_to()))
     })
 }

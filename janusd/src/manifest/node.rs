@@ -69,10 +69,7 @@ pub(super) fn read(text: &str) -> Result<Vec<Node>, (Option<u64>, String)> {
     serde_saphyr::from_multiple_with_options::<Spanned<Value>>(text, options)
         .map(|documents| documents.into_iter().map(Node::from).collect())
         .map_err(|error| {
-            let line = error
-                .location()
-                .map(|location| location.line())
-                .filter(|&line| line > 0);
+            let line = error.location().map(|location| location.line()).filter(|&line| line > 0);
             (line, reason(&error))
         })
 }
@@ -82,20 +79,14 @@ fn reason(error: &serde_saphyr::Error) -> String {
     use serde_saphyr::{Error, MessageFormatter, UserMessageFormatter};
     match error.without_snippet() {
         Error::MergeKeyNotAllowed { .. } => "merge keys (`<<`) are not supported".to_owned(),
-        error => format!(
-            "is not valid YAML: {}",
-            UserMessageFormatter.format_message(error)
-        ),
+        error => format!("is not valid YAML: {}", UserMessageFormatter.format_message(error)),
     }
 }
 
 impl From<Spanned<Value>> for Node {
     fn from(spanned: Spanned<Value>) -> Node {
         let line = spanned.referenced.line();
-        Node {
-            line: (line > 0).then_some(line),
-            value: spanned.value,
-        }
+        Node { line: (line > 0).then_some(line), value: spanned.value }
     }
 }
 

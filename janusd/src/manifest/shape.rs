@@ -90,16 +90,10 @@ fn list_items(node: &Node) -> Option<&[Node]> {
     let Value::Map(entries) = &node.value else {
         return None;
     };
-    let get = |name: &str| {
-        entries
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, node)| &node.value)
-    };
+    let get = |name: &str| entries.iter().find(|(key, _)| key == name).map(|(_, node)| &node.value);
     match (get("apiVersion"), get("kind"), get("items")) {
         (Some(Value::Text(version)), Some(Value::Text(kind)), Some(Value::List(items)))
-            if (version == "v1" && kind == "List")
-                || (version == API_VERSION && kind == "JanusGuardList") =>
+            if (version == "v1" && kind == "List") || (version == API_VERSION && kind == "JanusGuardList") =>
         {
             Some(items)
         }
@@ -108,28 +102,18 @@ fn list_items(node: &Node) -> Option<&[Node]> {
 }
 
 fn guard(node: &Node, prefix: String, document: &mut Document) {
-    let mut reader = Reader {
-        lines: Lines::default(),
-        problems: Vec::new(),
-    };
+    let mut reader = Reader { lines: Lines::default(), problems: Vec::new() };
     let raw = reader.guard(node);
-    document
-        .problems
-        .extend(reader.problems.into_iter().map(|problem| Problem {
-            field: if problem.field.is_empty() {
-                prefix.trim_end_matches('.').to_owned()
-            } else {
-                format!("{prefix}{}", problem.field)
-            },
-            ..problem
-        }));
+    document.problems.extend(reader.problems.into_iter().map(|problem| Problem {
+        field: if problem.field.is_empty() {
+            prefix.trim_end_matches('.').to_owned()
+        } else {
+            format!("{prefix}{}", problem.field)
+        },
+        ..problem
+    }));
     if let Some(raw) = raw {
-        document.guards.push(Shaped {
-            raw,
-            line: node.line,
-            prefix,
-            lines: reader.lines,
-        });
+        document.guards.push(Shaped { raw, line: node.line, prefix, lines: reader.lines });
     }
 }
 
@@ -149,11 +133,7 @@ impl<'n> Fields<'n> {
 }
 
 fn join(path: &str, name: &str) -> String {
-    if path.is_empty() {
-        name.to_owned()
-    } else {
-        format!("{path}.{name}")
-    }
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
 struct Reader {
@@ -164,11 +144,7 @@ struct Reader {
 impl Reader {
     fn refuse(&mut self, field: &str, line: Option<u64>, reason: impl Into<String>) {
         self.lines.refused.insert(field.to_owned());
-        self.problems.push(Problem {
-            line,
-            field: field.to_owned(),
-            reason: reason.into(),
-        });
+        self.problems.push(Problem { line, field: field.to_owned(), reason: reason.into() });
     }
 
     fn note(&mut self, field: &str, node: &Node) {
@@ -176,11 +152,7 @@ impl Reader {
     }
 
     fn expected<T>(&mut self, field: &str, node: &Node, wanted: &str) -> Option<T> {
-        self.refuse(
-            field,
-            node.line,
-            format!("must be {wanted}, is {}", node.value.kind()),
-        );
+        self.refuse(field, node.line, format!("must be {wanted}, is {}", node.value.kind()));
         None
     }
 
@@ -189,10 +161,7 @@ impl Reader {
         match &node.value {
             Value::Map(entries) => Some(Fields {
                 path: path.to_owned(),
-                entries: entries
-                    .iter()
-                    .map(|(key, node)| (key.as_str(), node))
-                    .collect(),
+                entries: entries.iter().map(|(key, node)| (key.as_str(), node)).collect(),
             }),
             _ => self.expected(path, node, "an object"),
         }
@@ -211,9 +180,7 @@ impl Reader {
         self.note(path, node);
         match &node.value {
             Value::Text(text) => Some(text.clone()),
-            Value::Bool(_) | Value::Integer(_) | Value::Float => {
-                self.expected(path, node, "a string (quote it)")
-            }
+            Value::Bool(_) | Value::Integer(_) | Value::Float => self.expected(path, node, "a string (quote it)"),
             _ => self.expected(path, node, "a string"),
         }
     }
@@ -256,8 +223,7 @@ impl Reader {
         let Value::List(items) = &node.value else {
             return self.expected(path, node, "a list");
         };
-        let read =
-            |(index, item)| read(self, &format!("{path}[{index}]"), item).unwrap_or_default();
+        let read = |(index, item)| read(self, &format!("{path}[{index}]"), item).unwrap_or_default();
         Some(items.iter().enumerate().map(read).collect())
     }
 
@@ -284,10 +250,7 @@ impl Reader {
             // Another kind of object has other fields; to name them all would bury the error.
             return None;
         }
-        let mut raw = RawGuard {
-            namespace: "default".to_owned(),
-            ..RawGuard::default()
-        };
+        let mut raw = RawGuard { namespace: "default".to_owned(), ..RawGuard::default() };
         match fields.take("metadata") {
             Some((path, node)) => self.metadata(&path, node, &mut raw),
             None => self.refuse("metadata.name", node.line, "is required"),
@@ -302,13 +265,7 @@ impl Reader {
         Some(raw)
     }
 
-    fn constant(
-        &mut self,
-        fields: &mut Fields<'_>,
-        whole: &Node,
-        name: &str,
-        wanted: &str,
-    ) -> bool {
+    fn constant(&mut self, fields: &mut Fields<'_>, whole: &Node, name: &str, wanted: &str) -> bool {
         let Some((path, node)) = fields.take(name) else {
             self.refuse(name, whole.line, format!("is required: {wanted}"));
             return false;
@@ -369,9 +326,7 @@ impl Reader {
             raw.match_labels = self.map(&path, node).unwrap_or_default();
         }
         if let Some((path, node)) = fields.take("matchExpressions") {
-            raw.match_expressions = self
-                .list(&path, node, Reader::requirement)
-                .unwrap_or_default();
+            raw.match_expressions = self.list(&path, node, Reader::requirement).unwrap_or_default();
         }
         self.finish(fields);
         Some(raw)
@@ -443,8 +398,7 @@ impl Reader {
 
     /// A list of paths. One that cannot be read counts as holding something: its subject is not empty as well.
     fn paths(&mut self, path: &str, node: &Node) -> Vec<String> {
-        self.texts(path, node)
-            .unwrap_or_else(|| vec![String::new()])
+        self.texts(path, node).unwrap_or_else(|| vec![String::new()])
     }
 
     fn matcher(&mut self, path: &str, node: &Node) -> Option<RawMatcher> {

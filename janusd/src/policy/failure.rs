@@ -23,11 +23,13 @@ pub enum Failure {
     ReadFailed,
     /// The worker panicked while it judged this event.
     WorkerPanicked,
+    /// The kernel refused our answer even in its plain form: the opener is still blocked.
+    AnswerRefused,
 }
 
 impl Failure {
     /// All of them, for metrics that must exist before the first failure.
-    pub const ALL: [Failure; 8] = [
+    pub const ALL: [Failure; 9] = [
         Failure::UnknownMount,
         Failure::LookupTimeout,
         Failure::LookupBusy,
@@ -36,6 +38,7 @@ impl Failure {
         Failure::EventFd,
         Failure::ReadFailed,
         Failure::WorkerPanicked,
+        Failure::AnswerRefused,
     ];
 
     /// The word for labels and lines.
@@ -49,15 +52,14 @@ impl Failure {
             Failure::EventFd => "event-fd",
             Failure::ReadFailed => "read-failed",
             Failure::WorkerPanicked => "worker-panicked",
+            Failure::AnswerRefused => "answer-refused",
         }
     }
 
     /// What is answered. The kernel has already denied what it could not hand to us; all else is the guard's choice.
     pub const fn response(self, policy: FailurePolicy) -> Response {
         match (self, policy) {
-            (Failure::EventFd | Failure::ReadFailed, _) | (_, FailurePolicy::Deny) => {
-                Response::Deny
-            }
+            (Failure::EventFd | Failure::ReadFailed, _) | (_, FailurePolicy::Deny) => Response::Deny,
             (_, FailurePolicy::Allow) => Response::Allow,
         }
     }

@@ -73,9 +73,7 @@ impl Segment {
             return Err(PathError(why.to_owned()));
         }
         if dots.0 & 1 != 0 {
-            return Err(PathError(
-                "a segment may not become empty by expansion".to_owned(),
-            ));
+            return Err(PathError("a segment may not become empty by expansion".to_owned()));
         }
         Ok(Segment::Items(items))
     }
@@ -112,10 +110,7 @@ impl Segment {
 type Chars<'a> = std::iter::Peekable<std::str::Chars<'a>>;
 
 /// Parses items up to the end, or (inside braces) up to `,` or `}`, which is returned.
-fn parse_items(
-    chars: &mut Chars<'_>,
-    braced: bool,
-) -> Result<(Vec<Item>, Option<char>), PathError> {
+fn parse_items(chars: &mut Chars<'_>, braced: bool) -> Result<(Vec<Item>, Option<char>), PathError> {
     let mut items = Vec::new();
     while let Some(c) = chars.next() {
         let item = match c {
@@ -123,9 +118,7 @@ fn parse_items(
             '\\' => match chars.next() {
                 Some(escaped) => Item::Char(escaped),
                 None => {
-                    return Err(PathError(
-                        "a backslash must be followed by the character it escapes".to_owned(),
-                    ));
+                    return Err(PathError("a backslash must be followed by the character it escapes".to_owned()));
                 }
             },
             '?' => Item::Any,
@@ -145,9 +138,7 @@ fn parse_items(
                         Some('}') => break,
                         Some(_) => {}
                         None => {
-                            return Err(PathError(
-                                "`{` is not closed by `}` within its segment".to_owned(),
-                            ));
+                            return Err(PathError("`{` is not closed by `}` within its segment".to_owned()));
                         }
                     }
                 }
@@ -168,16 +159,12 @@ fn parse_class(chars: &mut Chars<'_>) -> Result<Class, PathError> {
     loop {
         match chars.next() {
             None => {
-                return Err(PathError(
-                    "`[` is not closed by `]` within its segment".to_owned(),
-                ));
+                return Err(PathError("`[` is not closed by `]` within its segment".to_owned()));
             }
             Some(']') if members.is_empty() => return Err(PathError("`[]` is empty".to_owned())),
             Some(']') => break,
             Some('\\' | '[') => {
-                return Err(PathError(
-                    "`[...]` may hold neither a backslash nor another `[`".to_owned(),
-                ));
+                return Err(PathError("`[...]` may hold neither a backslash nor another `[`".to_owned()));
             }
             Some(c) => members.push(c),
         }
@@ -191,9 +178,7 @@ fn parse_class(chars: &mut Chars<'_>) -> Result<Class, PathError> {
             after => (low, after),
         };
         if high < low {
-            return Err(PathError(
-                "a range in `[...]` ends before it begins".to_owned(),
-            ));
+            return Err(PathError("a range in `[...]` ends before it begins".to_owned()));
         }
         ranges.push((*low, *high));
         rest = after;
@@ -206,15 +191,12 @@ fn parse_class(chars: &mut Chars<'_>) -> Result<Class, PathError> {
 fn dots(items: &[Item], before: Dots) -> Dots {
     items.iter().fold(before, |dots_so_far, item| match item {
         Item::Char('.') => Dots(dots_so_far.0 << 1 & 0b111),
-        Item::Class(Class {
-            negated: false,
-            ranges,
-        }) if ranges.iter().all(|&range| range == ('.', '.')) => Dots(dots_so_far.0 << 1 & 0b111),
-        Item::Alternatives(branches) => Dots(
-            branches
-                .iter()
-                .fold(0, |union, branch| union | dots(branch, dots_so_far).0),
-        ),
+        Item::Class(Class { negated: false, ranges }) if ranges.iter().all(|&range| range == ('.', '.')) => {
+            Dots(dots_so_far.0 << 1 & 0b111)
+        }
+        Item::Alternatives(branches) => {
+            Dots(branches.iter().fold(0, |union, branch| union | dots(branch, dots_so_far).0))
+        }
         _ => Dots(0),
     })
 }
@@ -237,10 +219,7 @@ fn unit(bytes: &[u8]) -> Option<(Unit, usize)> {
         0xf0..=0xf4 => 4,
         _ => return Some((Unit::Byte, 1)),
     };
-    let decoded = bytes
-        .get(..length)
-        .and_then(|bytes| str::from_utf8(bytes).ok())
-        .and_then(|text| text.chars().next());
+    let decoded = bytes.get(..length).and_then(|bytes| str::from_utf8(bytes).ok()).and_then(|text| text.chars().next());
     Some(decoded.map_or((Unit::Byte, 1), |c| (Unit::Char(c), length)))
 }
 
@@ -315,15 +294,8 @@ impl Glob {
             }
             _ => String::new(),
         };
-        let deep = segments
-            .iter()
-            .any(|(_, segment)| *segment == Segment::Deep);
-        Ok(Glob {
-            source,
-            prefix: prefix.into_bytes(),
-            deep,
-            ops,
-        })
+        let deep = segments.iter().any(|(_, segment)| *segment == Segment::Deep);
+        Ok(Glob { source, prefix: prefix.into_bytes(), deep, ops })
     }
 
     /// The tail as written, with its leading slash.
@@ -384,11 +356,7 @@ impl Glob {
                 return Outcome::Stopped;
             }
         }
-        if states.is_empty() {
-            Outcome::Dead
-        } else {
-            Outcome::Alive
-        }
+        if states.is_empty() { Outcome::Dead } else { Outcome::Alive }
     }
 }
 
@@ -447,10 +415,7 @@ struct States<'g, const WORDS: usize> {
 
 impl<'g, const WORDS: usize> States<'g, WORDS> {
     fn new(glob: &'g Glob) -> States<'g, WORDS> {
-        let mut states = States {
-            ops: &glob.ops,
-            now: [0; WORDS],
-        };
+        let mut states = States { ops: &glob.ops, now: [0; WORDS] };
         set(&mut states.now, 0);
         states.close();
         states

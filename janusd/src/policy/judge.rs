@@ -62,9 +62,7 @@ impl<'r> Verdicts<'r> {
     fn join(&mut self, other: &Verdicts<'r>) {
         for (mine, theirs) in self.0.iter_mut().zip(other.0) {
             *mine = match (*mine, theirs) {
-                (Some(a), Some(b)) if a.denies() == b.denies() => {
-                    Some(if outranks(b, a) { b } else { a })
-                }
+                (Some(a), Some(b)) if a.denies() == b.denies() => Some(if outranks(b, a) { b } else { a }),
                 (Some(a), Some(b)) => Some(if a.denies() { a } else { b }),
                 (a, b) => a.or(b),
             };
@@ -79,8 +77,7 @@ fn outranks(rule: &Rule, other: &Rule) -> bool {
 
 impl<'r> Sink<'r> for Verdicts<'r> {
     fn wants(&self, rule: &Rule) -> bool {
-        self.of(rule.id.subject)
-            .is_none_or(|best| outranks(rule, best))
+        self.of(rule.id.subject).is_none_or(|best| outranks(rule, best))
     }
 
     fn take(&mut self, hit: Hit<'r>) {
@@ -111,10 +108,7 @@ impl Policy {
             subjects: spec
                 .subjects()
                 .iter()
-                .map(|subject| Speaker {
-                    log: subject.log(),
-                    audit: subject.audit(),
-                })
+                .map(|subject| Speaker { log: subject.log(), audit: subject.audit() })
                 .collect(),
             enforcement: spec.enforcement(),
         }
@@ -148,9 +142,7 @@ impl Policy {
             audit |= speaker.audit;
             let better = match rule {
                 None => true,
-                Some((best, best_wanted)) => {
-                    (verdict.denies(), wanted) > (best.denies(), best_wanted)
-                }
+                Some((best, best_wanted)) => (verdict.denies(), wanted) > (best.denies(), best_wanted),
             };
             if better {
                 rule = Some((verdict, wanted));
@@ -160,11 +152,7 @@ impl Policy {
         let deny = rule.is_some_and(Rule::denies);
         let real = self.enforcement == Enforcement::Enforce;
         Decision {
-            response: if deny && real {
-                Response::Deny
-            } else {
-                Response::Allow
-            },
+            response: if deny && real { Response::Deny } else { Response::Allow },
             would_deny: deny && !real,
             rule: rule.map(|rule| rule.id),
             reason: match rule {
@@ -188,39 +176,19 @@ impl Policy {
             let mut all = All(Vec::new());
             self.rules.search(place(question, name), &mut all);
             for Hit { rule, stable } in all.0 {
-                if found
-                    .iter()
-                    .any(|(known, seen)| std::ptr::eq(*known, rule) && seen.name == *name)
-                {
+                if found.iter().any(|(known, seen)| std::ptr::eq(*known, rule) && seen.name == *name) {
                     continue;
                 }
                 let glob = rule.pattern.is_glob();
                 let specificity = rule.specificity();
-                found.push((
-                    rule,
-                    Match {
-                        rule: rule.id,
-                        specificity,
-                        glob,
-                        name,
-                        stable,
-                        decides: false,
-                    },
-                ));
+                found.push((rule, Match { rule: rule.id, specificity, glob, name, stable, decides: false }));
             }
         }
-        found.sort_by(|(a, _), (b, _)| {
-            a.id.subject
-                .cmp(&b.id.subject)
-                .then(b.rank.cmp(&a.rank))
-                .then(a.id.cmp(&b.id))
-        });
+        found.sort_by(|(a, _), (b, _)| a.id.subject.cmp(&b.id.subject).then(b.rank.cmp(&a.rank)).then(a.id.cmp(&b.id)));
         found
             .into_iter()
             .map(|(rule, found)| {
-                let decides = verdicts
-                    .of(rule.id.subject)
-                    .is_some_and(|verdict| std::ptr::eq(verdict, rule));
+                let decides = verdicts.of(rule.id.subject).is_some_and(|verdict| std::ptr::eq(verdict, rule));
                 Match { decides, ..found }
             })
             .collect()
@@ -228,10 +196,5 @@ impl Policy {
 }
 
 fn place<'a>(question: &Question<'a>, name: &'a [u8]) -> Place<'a> {
-    Place {
-        name,
-        event: question.event,
-        directory: question.directory,
-        mount: question.mount,
-    }
+    Place { name, event: question.event, directory: question.directory, mount: question.mount }
 }

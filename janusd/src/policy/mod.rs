@@ -27,7 +27,6 @@ pub use judge::{Match, Policy};
 pub use path::{PathError, PathPattern};
 pub use selector::{Operator, Requirement, Selector};
 pub use spec::{
-    Enforcement, FailurePolicy, GuardName, GuardSpec, List, Log, Origin, ProcessMatcher, RuleId,
-    SpecError, Subject,
+    Enforcement, FailurePolicy, GuardName, GuardSpec, List, Log, Origin, ProcessMatcher, RuleId, SpecError, Subject,
 };
 pub use template::{DEFAULT_LOG_FORMAT, LogFormat, LogFormatError, Piece, Specifier};

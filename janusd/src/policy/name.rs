@@ -25,11 +25,7 @@ pub(super) fn is_volatile(segment: &[u8]) -> bool {
         return false;
     };
     let fits = |(&have, &want): (&u8, &u8)| {
-        if want == b'd' {
-            have.is_ascii_digit()
-        } else {
-            have == want
-        }
+        if want == b'd' { have.is_ascii_digit() } else { have == want }
     };
     stamp.iter().zip(STAMP).all(fits) && !serial.is_empty() && serial.iter().all(u8::is_ascii_digit)
 }
@@ -125,11 +121,7 @@ mod tests {
 
     #[test]
     fn the_kubelets_segments_are_told_apart() {
-        for segment in [
-            "..data",
-            "..2026_11_23_07_33_24.2418249251",
-            "..2026_11_23_07_33_24.0",
-        ] {
+        for segment in ["..data", "..2026_11_23_07_33_24.2418249251", "..2026_11_23_07_33_24.0"] {
             assert!(is_volatile(segment.as_bytes()), "{segment}");
         }
         for segment in [
@@ -155,14 +147,8 @@ mod tests {
         assert_eq!(stable(b"/..data"), b"/");
         assert_eq!(stable(b"//a///b/"), b"/a/b");
         assert_eq!(count(b"/s/..data/x"), (3, 2));
-        assert_eq!(
-            below(b"/s", b"/s/a/b", Form::Raw).map(|s| s.rest()),
-            Some(&b"/a/b"[..])
-        );
-        assert_eq!(
-            below(b"/", b"/", Form::Raw).map(|s| s.rest()),
-            Some(&b"/"[..])
-        );
+        assert_eq!(below(b"/s", b"/s/a/b", Form::Raw).map(|s| s.rest()), Some(&b"/a/b"[..]));
+        assert_eq!(below(b"/", b"/", Form::Raw).map(|s| s.rest()), Some(&b"/"[..]));
         assert!(below(b"/s", b"/sa", Form::Raw).is_none());
     }
 }

@@ -69,20 +69,11 @@ impl PathPattern {
         if base.is_empty() {
             base.push(b'/');
         }
-        let mut pattern = PathPattern {
-            written: written.to_owned(),
-            base,
-            tail: None,
-            stable_tail: None,
-        };
+        let mut pattern = PathPattern { written: written.to_owned(), base, tail: None, stable_tail: None };
         if !tail.is_empty() {
             let whole = tail.len();
             pattern.tail = Some(Arc::new(Glob::compile(&tail)?));
-            tail.retain(|(_, segment)| {
-                !segment
-                    .literal()
-                    .is_some_and(|text| name::is_volatile(text.as_bytes()))
-            });
+            tail.retain(|(_, segment)| !segment.literal().is_some_and(|text| name::is_volatile(text.as_bytes())));
             if tail.len() < whole {
                 pattern.stable_tail = Some(Arc::new(Glob::compile(&tail)?));
             }
@@ -92,12 +83,7 @@ impl PathPattern {
 
     /// A literal pattern for a path that the file system gave us: absolute, normalised bytes.
     pub fn literal(path: Vec<u8>) -> PathPattern {
-        PathPattern {
-            written: String::from_utf8_lossy(&path).into_owned(),
-            base: path,
-            tail: None,
-            stable_tail: None,
-        }
+        PathPattern { written: String::from_utf8_lossy(&path).into_owned(), base: path, tail: None, stable_tail: None }
     }
 
     /// The longest leading directory path (or whole path, for a literal) that holds no glob character: for `/etc/*.d/x`
@@ -113,9 +99,7 @@ impl PathPattern {
 
     /// Whether the glob contains a `**` segment.
     pub fn crosses_directories(&self) -> bool {
-        self.tail
-            .as_ref()
-            .is_some_and(|tail| tail.crosses_directories())
+        self.tail.as_ref().is_some_and(|tail| tail.crosses_directories())
     }
 
     /// How specific the pattern is: the bytes of literal text before its first glob character, escapes undone. For
@@ -137,12 +121,7 @@ impl PathPattern {
             written.truncate(written.trim_end_matches('/').len());
             written.push_str(tail.source());
         }
-        PathPattern {
-            written,
-            base,
-            tail: self.tail.clone(),
-            stable_tail: self.stable_tail.clone(),
-        }
+        PathPattern { written, base, tail: self.tail.clone(), stable_tail: self.stable_tail.clone() }
     }
 
     /// Whether both match the same names, however they are written.
@@ -217,11 +196,7 @@ impl PathPattern {
             return true;
         }
         let (raw, stable) = name::count(path);
-        if self.is_volatile() {
-            ask(&self.stable(), Form::Stable)
-        } else {
-            raw != stable && ask(self, Form::Stable)
-        }
+        if self.is_volatile() { ask(&self.stable(), Form::Stable) } else { raw != stable && ask(self, Form::Stable) }
     }
 }
 

@@ -31,12 +31,8 @@ pub(super) struct Rule {
 impl Rule {
     fn new(id: RuleId, pattern: PathPattern, subject: &Subject, mount: Option<u64>) -> Rule {
         // Paths are at most 4,095 bytes as written; what a survey brings is bounded by the kernel's PATH_MAX.
-        let specificity = u32::try_from(pattern.specificity())
-            .unwrap_or(u32::MAX)
-            .min(u32::MAX >> 2);
-        let rank = specificity << 2
-            | u32::from(!pattern.is_glob()) << 1
-            | u32::from(id.list == List::Deny);
+        let specificity = u32::try_from(pattern.specificity()).unwrap_or(u32::MAX).min(u32::MAX >> 2);
+        let rank = specificity << 2 | u32::from(!pattern.is_glob()) << 1 | u32::from(id.list == List::Deny);
         Rule {
             id,
             pattern,
@@ -52,10 +48,7 @@ impl Rule {
     /// `pattern` without the segments of the kubelet's AtomicWriter.
     fn stable(id: RuleId, pattern: &PathPattern, subject: &Subject) -> Rule {
         let stable_only = pattern.is_volatile();
-        Rule {
-            stable_only,
-            ..Rule::new(id, pattern.stable(), subject, None)
-        }
+        Rule { stable_only, ..Rule::new(id, pattern.stable(), subject, None) }
     }
 
     /// Bytes of literal text in the pattern.
@@ -70,11 +63,7 @@ impl Rule {
 
     /// Whether a match that leaves `left` segments of the name below it counts.
     fn reaches(&self, left: u32, directory: bool) -> bool {
-        if left == 0 {
-            directory || !self.only_dir
-        } else {
-            left <= self.depth
-        }
+        if left == 0 { directory || !self.only_dir } else { left <= self.depth }
     }
 }
 
@@ -161,18 +150,11 @@ impl Rules {
         // A written `..data` means the same as its absence, so the longer form may not weigh more.
         for rule in &mut rules {
             if rule.mount.is_none() && rule.pattern.is_volatile() {
-                let stable =
-                    u32::try_from(rule.pattern.stable().specificity()).unwrap_or(u32::MAX >> 2);
+                let stable = u32::try_from(rule.pattern.stable().specificity()).unwrap_or(u32::MAX >> 2);
                 rule.rank = stable << 2 | rule.rank & 0b11;
             }
         }
-        rules.sort_by(|a, b| {
-            a.pattern
-                .base()
-                .cmp(b.pattern.base())
-                .then(b.rank.cmp(&a.rank))
-                .then(a.id.cmp(&b.id))
-        });
+        rules.sort_by(|a, b| a.pattern.base().cmp(b.pattern.base()).then(b.rank.cmp(&a.rank)).then(a.id.cmp(&b.id)));
         let mut nodes: Vec<Node> = Vec::new();
         for (index, rule) in (0..).zip(&rules) {
             match nodes.last_mut() {
@@ -193,63 +175,28 @@ impl Rules {
             }
             slots[at] = index;
         }
-        Rules {
-            rules,
-            nodes,
-            slots,
-        }
+        Rules { rules, nodes, slots }
     }
 
     /// Every rule that speaks of the event and matches the name, in its raw or its stable form, once per form.
     pub(super) fn search<'r>(&'r self, place: Place<'_>, sink: &mut impl Sink<'r>) {
         let (raw, stable) = name::count(place.name);
         if raw == stable {
-            self.walk(
-                place,
-                Walk {
-                    form: Form::Raw,
-                    stable: true,
-                    total: raw,
-                },
-                sink,
-            );
+            self.walk(place, Walk { form: Form::Raw, stable: true, total: raw }, sink);
         } else {
-            self.walk(
-                place,
-                Walk {
-                    form: Form::Raw,
-                    stable: false,
-                    total: raw,
-                },
-                sink,
-            );
-            self.walk(
-                place,
-                Walk {
-                    form: Form::Stable,
-                    stable: true,
-                    total: stable,
-                },
-                sink,
-            );
+            self.walk(place, Walk { form: Form::Raw, stable: false, total: raw }, sink);
+            self.walk(place, Walk { form: Form::Stable, stable: true, total: stable }, sink);
         }
     }
 
     fn walk<'r>(&'r self, place: Place<'_>, walk: Walk, sink: &mut impl Sink<'r>) {
-        let Walk {
-            form,
-            stable,
-            total,
-        } = walk;
+        let Walk { form, stable, total } = walk;
         let mut segments = Segments::new(place.name, form);
         let mut hash = SEED;
         let mut left = total;
         loop {
             if let Some(node) = self.node(hash, &segments, place.name, form) {
-                let rules = self
-                    .rules
-                    .get(node.rules.start as usize..node.rules.end as usize)
-                    .unwrap_or_default();
+                let rules = self.rules.get(node.rules.start as usize..node.rules.end as usize).unwrap_or_default();
                 for rule in rules {
                     if rule.events.contains(place.event)
                         && (stable || !rule.stable_only)
@@ -257,10 +204,7 @@ impl Rules {
                         && sink.wants(rule)
                         && matches(rule, &segments, left, place.directory, form)
                     {
-                        sink.take(Hit {
-                            rule,
-                            stable: form == Form::Stable,
-                        });
+                        sink.take(Hit { rule, stable: form == Form::Stable });
                     }
                 }
             }
@@ -281,8 +225,7 @@ impl Rules {
             let node = self.nodes.get(index as usize)?;
             if node.hash == hash {
                 let same = node.base == walked.walked()
-                    || name::below(&node.base, name, form)
-                        .is_some_and(|rest| rest.rest() == walked.rest());
+                    || name::below(&node.base, name, form).is_some_and(|rest| rest.rest() == walked.rest());
                 if same {
                     return Some(node);
                 }
@@ -296,9 +239,7 @@ impl Rules {
 fn matches(rule: &Rule, segments: &Segments<'_>, left: u32, directory: bool, form: Form) -> bool {
     match rule.pattern.tail() {
         None => rule.reaches(left, directory),
-        Some(glob) => {
-            may_begin(glob, segments, form) && glob_matches(rule, glob, segments, left, directory)
-        }
+        Some(glob) => may_begin(glob, segments, form) && glob_matches(rule, glob, segments, left, directory),
     }
 }
 
@@ -307,13 +248,7 @@ fn may_begin(glob: &Glob, segments: &Segments<'_>, form: Form) -> bool {
     form == Form::Stable || segments.rest().starts_with(glob.prefix())
 }
 
-fn glob_matches(
-    rule: &Rule,
-    glob: &Glob,
-    segments: &Segments<'_>,
-    left: u32,
-    directory: bool,
-) -> bool {
+fn glob_matches(rule: &Rule, glob: &Glob, segments: &Segments<'_>, left: u32, directory: bool) -> bool {
     let mut found = false;
     glob.run(segments.clone(), |consumed| {
         found = rule.reaches(left.saturating_sub(consumed), directory);
@@ -327,8 +262,7 @@ const SEED: u64 = 0x243f_6a88_85a3_08d3;
 /// Extends the hash of a path by a segment. Only the guard's own rules are keys, so nobody can crowd the table from
 /// outside.
 fn mix(hash: u64, segment: &[u8]) -> u64 {
-    let fold =
-        |hash: u64, word: u64| (hash.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
+    let fold = |hash: u64, word: u64| (hash.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
     let mut hash = fold(hash, segment.len() as u64);
     let mut chunks = segment.chunks_exact(8);
     for chunk in &mut chunks {

@@ -46,16 +46,12 @@ pub struct Selector {
 impl Selector {
     /// Whether a pod with these labels is selected. The empty selector selects every pod.
     pub fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
-        self.labels
-            .iter()
-            .all(|(key, value)| labels.get(key) == Some(value))
+        self.labels.iter().all(|(key, value)| labels.get(key) == Some(value))
             && self.expressions.iter().all(|requirement| {
                 let value = labels.get(&requirement.key);
                 match requirement.operator {
                     Operator::In => value.is_some_and(|value| requirement.values.contains(value)),
-                    Operator::NotIn => {
-                        value.is_none_or(|value| !requirement.values.contains(value))
-                    }
+                    Operator::NotIn => value.is_none_or(|value| !requirement.values.contains(value)),
                     Operator::Exists => value.is_some(),
                     Operator::DoesNotExist => value.is_none(),
                 }
@@ -63,34 +59,17 @@ impl Selector {
     }
 
     pub(super) fn parse(raw: RawSelector, findings: &mut Findings) -> Selector {
-        let RawSelector {
-            match_labels,
-            match_expressions,
-        } = raw;
-        findings.at_most(
-            "spec.selector.matchLabels",
-            match_labels.len(),
-            MAX_MATCH_LABELS,
-        );
+        let RawSelector { match_labels, match_expressions } = raw;
+        findings.at_most("spec.selector.matchLabels", match_labels.len(), MAX_MATCH_LABELS);
         for (key, value) in &match_labels {
             match check_label_key(key) {
                 Ok(()) => {
-                    findings.check(
-                        &format!("spec.selector.matchLabels.{key}"),
-                        check_label_value(value),
-                    );
+                    findings.check(&format!("spec.selector.matchLabels.{key}"), check_label_value(value));
                 }
-                Err(reason) => findings.add(
-                    "spec.selector.matchLabels",
-                    format!("the key `{key}` {reason}"),
-                ),
+                Err(reason) => findings.add("spec.selector.matchLabels", format!("the key `{key}` {reason}")),
             }
         }
-        findings.at_most(
-            "spec.selector.matchExpressions",
-            match_expressions.len(),
-            MAX_EXPRESSIONS,
-        );
+        findings.at_most("spec.selector.matchExpressions", match_expressions.len(), MAX_EXPRESSIONS);
         let mut expressions = Vec::new();
         for (index, raw) in match_expressions.into_iter().enumerate() {
             let field = format!("spec.selector.matchExpressions[{index}]");
@@ -101,26 +80,17 @@ impl Selector {
                 "Exists" => Operator::Exists,
                 "DoesNotExist" => Operator::DoesNotExist,
                 _ => {
-                    findings.add(
-                        &format!("{field}.operator"),
-                        "must be In, NotIn, Exists or DoesNotExist",
-                    );
+                    findings.add(&format!("{field}.operator"), "must be In, NotIn, Exists or DoesNotExist");
                     continue;
                 }
             };
             let listed = !raw.values.is_empty();
             match operator {
                 Operator::In | Operator::NotIn if !listed => {
-                    findings.add(
-                        &format!("{field}.values"),
-                        "must have at least one value with In and NotIn",
-                    );
+                    findings.add(&format!("{field}.values"), "must have at least one value with In and NotIn");
                 }
                 Operator::Exists | Operator::DoesNotExist if listed => {
-                    findings.add(
-                        &format!("{field}.values"),
-                        "must be empty with Exists and DoesNotExist",
-                    );
+                    findings.add(&format!("{field}.values"), "must be empty with Exists and DoesNotExist");
                 }
                 _ => {}
             }
@@ -128,16 +98,9 @@ impl Selector {
             for (at, value) in raw.values.iter().enumerate() {
                 findings.check(&format!("{field}.values[{at}]"), check_label_value(value));
             }
-            expressions.push(Requirement {
-                key: raw.key,
-                operator,
-                values: raw.values,
-            });
+            expressions.push(Requirement { key: raw.key, operator, values: raw.values });
         }
-        Selector {
-            labels: match_labels,
-            expressions,
-        }
+        Selector { labels: match_labels, expressions }
     }
 }
 
@@ -152,9 +115,7 @@ pub(super) fn check_dns_label(text: &str) -> Result<(), String> {
     if bytes.len() <= MAX_LABEL
         && ends(bytes.first())
         && ends(bytes.last())
-        && bytes
-            .iter()
-            .all(|&byte| is_alphanumeric(byte) || byte == b'-')
+        && bytes.iter().all(|&byte| is_alphanumeric(byte) || byte == b'-')
     {
         Ok(())
     } else {
@@ -167,11 +128,7 @@ pub(super) fn check_dns_subdomain(text: &str) -> Result<(), String> {
     let part = |part: &str| {
         let bytes = part.as_bytes();
         let ends = |byte: Option<&u8>| byte.is_some_and(|&byte| is_alphanumeric(byte));
-        ends(bytes.first())
-            && ends(bytes.last())
-            && bytes
-                .iter()
-                .all(|&byte| is_alphanumeric(byte) || byte == b'-')
+        ends(bytes.first()) && ends(bytes.last()) && bytes.iter().all(|&byte| is_alphanumeric(byte) || byte == b'-')
     };
     if text.len() <= MAX_SUBDOMAIN && text.split('.').all(part) {
         Ok(())
@@ -189,9 +146,7 @@ fn is_qualified(text: &str) -> bool {
     bytes.len() <= MAX_LABEL
         && ends(bytes.first())
         && ends(bytes.last())
-        && bytes
-            .iter()
-            .all(|&byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+        && bytes.iter().all(|&byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
 
 fn check_label_key(key: &str) -> Result<(), String> {
@@ -214,7 +169,7 @@ fn check_label_value(value: &str) -> Result<(), String> {
     } else {
         Err("must be a label value: at most 63 of A-Z, a-z, 0-9, `-`, `_` and `.`, with a letter or digit at either \
              end"
-            .to_owned())
+        .to_owned())
     }
 }
 

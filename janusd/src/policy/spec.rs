@@ -97,13 +97,7 @@ pub struct RuleId {
 
 impl std::fmt::Display for RuleId {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            formatter,
-            "spec.subjects[{}].{}[{}]",
-            self.subject,
-            self.list.word(),
-            self.index
-        )
+        write!(formatter, "spec.subjects[{}].{}[{}]", self.subject, self.list.word(), self.index)
     }
 }
 
@@ -225,16 +219,7 @@ impl GuardSpec {
     pub fn rules(&self) -> impl Iterator<Item = (RuleId, &PathPattern)> {
         (0..).zip(&self.subjects).flat_map(|(subject, it)| {
             let list = move |list: List, paths: &'_ [PathPattern]| {
-                (0..).zip(0..paths.len()).map(move |(index, at)| {
-                    (
-                        RuleId {
-                            subject,
-                            list,
-                            index,
-                        },
-                        at,
-                    )
-                })
+                (0..).zip(0..paths.len()).map(move |(index, at)| (RuleId { subject, list, index }, at))
             };
             list(List::Allow, &it.allow)
                 .map(|(id, at)| (id, &it.allow[at]))
@@ -253,9 +238,7 @@ impl GuardSpec {
 
     /// The events that any of its subjects speaks of.
     pub fn events(&self) -> Events {
-        self.subjects
-            .iter()
-            .fold(Events::NONE, |events, subject| events.union(subject.events))
+        self.subjects.iter().fold(Events::NONE, |events, subject| events.union(subject.events))
     }
 }
 
@@ -301,11 +284,7 @@ impl Subject {
     /// How many directory levels below a path it still stands for: 1 with `recursive: false`, else `maxDepth`, else
     /// no bound (`u32::MAX`).
     pub fn depth(&self) -> u32 {
-        if self.recursive {
-            self.max_depth.unwrap_or(u32::MAX)
-        } else {
-            1
-        }
+        if self.recursive { self.max_depth.unwrap_or(u32::MAX) } else { 1 }
     }
 
     /// Whether a path that is no directory is left out.

@@ -152,10 +152,7 @@ impl LogFormat {
                 let Some((word, after)) = inner.split_once('}') else {
                     return refuse("`{` is not closed; write `{{` for a brace".to_owned());
                 };
-                let Some(field) = Specifier::ALL
-                    .into_iter()
-                    .find(|field| field.word() == word)
-                else {
+                let Some(field) = Specifier::ALL.into_iter().find(|field| field.word() == word) else {
                     return refuse(format!("unknown specifier `{{{word}}}`"));
                 };
                 if !text.is_empty() {
@@ -171,10 +168,7 @@ impl LogFormat {
         if !text.is_empty() {
             pieces.push(Piece::Text(text));
         }
-        Ok(LogFormat {
-            written: written.to_owned(),
-            pieces,
-        })
+        Ok(LogFormat { written: written.to_owned(), pieces })
     }
 
     /// The pieces, in order.
@@ -191,10 +185,7 @@ impl LogFormat {
 impl Default for LogFormat {
     fn default() -> LogFormat {
         // The default is a constant that a test parses; a plain text is what would be left of a broken one.
-        LogFormat::parse(DEFAULT_LOG_FORMAT).unwrap_or(LogFormat {
-            written: String::new(),
-            pieces: Vec::new(),
-        })
+        LogFormat::parse(DEFAULT_LOG_FORMAT).unwrap_or(LogFormat { written: String::new(), pieces: Vec::new() })
     }
 }
 

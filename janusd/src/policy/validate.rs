@@ -6,8 +6,7 @@ use super::path::is_written_as_glob;
 use super::raw::{RawGuard, RawMatcher, RawSubject};
 use super::selector::{self, check_dns_label};
 use super::spec::{
-    Enforcement, FailurePolicy, GuardName, GuardSpec, Log, MAX_SUBJECTS, Origin, ProcessMatcher,
-    SpecError, Subject,
+    Enforcement, FailurePolicy, GuardName, GuardSpec, Log, MAX_SUBJECTS, Origin, ProcessMatcher, SpecError, Subject,
 };
 use super::{Event, Events, LogFormat, PathPattern, Selector};
 
@@ -31,10 +30,7 @@ pub(super) struct Findings(Vec<SpecError>);
 
 impl Findings {
     pub(super) fn add(&mut self, field: &str, reason: impl Into<String>) {
-        self.0.push(SpecError {
-            field: field.to_owned(),
-            reason: reason.into(),
-        });
+        self.0.push(SpecError { field: field.to_owned(), reason: reason.into() });
     }
 
     pub(super) fn check(&mut self, field: &str, result: Result<(), String>) {
@@ -45,20 +41,12 @@ impl Findings {
 
     pub(super) fn at_most(&mut self, field: &str, count: usize, bound: usize) {
         if count > bound {
-            self.add(
-                field,
-                format!("must have at most {bound} items, has {count}"),
-            );
+            self.add(field, format!("must have at most {bound} items, has {count}"));
         }
     }
 
     /// One of some words; the default when absent.
-    fn choice<T: Copy + Default>(
-        &mut self,
-        field: &str,
-        word: Option<&str>,
-        words: &[(&str, T)],
-    ) -> T {
+    fn choice<T: Copy + Default>(&mut self, field: &str, word: Option<&str>, words: &[(&str, T)]) -> T {
         let Some(word) = word else {
             return T::default();
         };
@@ -66,10 +54,7 @@ impl Findings {
             return *choice;
         }
         let known: Vec<&str> = words.iter().map(|(known, _)| *known).collect();
-        self.add(
-            field,
-            format!("unknown value `{word}`: must be {}", one_of(&known)),
-        );
+        self.add(field, format!("unknown value `{word}`: must be {}", one_of(&known)));
         T::default()
     }
 
@@ -98,43 +83,24 @@ fn one_of(words: &[&str]) -> String {
 
 /// Destructures exhaustively, so that a new field breaks the build where it must be thought about.
 pub(super) fn guard(raw: RawGuard) -> Result<GuardSpec, Vec<SpecError>> {
-    let RawGuard {
-        namespace,
-        name,
-        selector,
-        containers,
-        subjects,
-        log_format,
-        enforcement,
-        failure_policy,
-    } = raw;
+    let RawGuard { namespace, name, selector, containers, subjects, log_format, enforcement, failure_policy } = raw;
     let mut findings = Findings(selector::check_guard_name(&namespace, &name));
     let selector = match selector {
         Some(selector) => Selector::parse(selector, &mut findings),
         None => {
-            findings.add(
-                "spec.selector",
-                "is required; an empty one, `{}`, selects every pod of the namespace",
-            );
+            findings.add("spec.selector", "is required; an empty one, `{}`, selects every pod of the namespace");
             Selector::default()
         }
     };
     findings.at_most("spec.containers", containers.len(), MAX_CONTAINERS);
     for (index, container) in containers.iter().enumerate() {
-        findings.check(
-            &format!("spec.containers[{index}]"),
-            check_dns_label(container),
-        );
+        findings.check(&format!("spec.containers[{index}]"), check_dns_label(container));
     }
     if subjects.is_empty() {
         findings.add("spec.subjects", "must have at least one item");
     }
     findings.at_most("spec.subjects", subjects.len(), MAX_SUBJECTS);
-    let subjects = subjects
-        .into_iter()
-        .enumerate()
-        .map(|(index, raw)| subject(index, raw, &mut findings))
-        .collect();
+    let subjects = subjects.into_iter().enumerate().map(|(index, raw)| subject(index, raw, &mut findings)).collect();
     let log_format = match log_format.as_deref().map(LogFormat::parse) {
         None => LogFormat::default(),
         Some(Ok(format)) => format,
@@ -146,31 +112,17 @@ pub(super) fn guard(raw: RawGuard) -> Result<GuardSpec, Vec<SpecError>> {
     let enforcement = findings.choice(
         "spec.enforcement",
         enforcement.as_deref(),
-        &[
-            ("Enforce", Enforcement::Enforce),
-            ("Audit", Enforcement::Audit),
-        ],
+        &[("Enforce", Enforcement::Enforce), ("Audit", Enforcement::Audit)],
     );
     let failure_policy = findings.choice(
         "spec.failurePolicy",
         failure_policy.as_deref(),
-        &[
-            ("Allow", FailurePolicy::Allow),
-            ("Deny", FailurePolicy::Deny),
-        ],
+        &[("Allow", FailurePolicy::Allow), ("Deny", FailurePolicy::Deny)],
     );
     let errors = findings.into_errors();
     if errors.is_empty() {
         let name = GuardName { namespace, name };
-        Ok(GuardSpec {
-            name,
-            selector,
-            containers,
-            subjects,
-            log_format,
-            enforcement,
-            failure_policy,
-        })
+        Ok(GuardSpec { name, selector, containers, subjects, log_format, enforcement, failure_policy })
     } else {
         Err(errors)
     }
@@ -202,16 +154,8 @@ fn subject(index: usize, raw: RawSubject, findings: &mut Findings) -> Subject {
     findings.at_most(&format!("{at}.allow"), allow.len(), MAX_PATHS);
     findings.at_most(&format!("{at}.deny"), deny.len(), MAX_PATHS);
     let only_dir = only_dir.unwrap_or(false);
-    if only_dir
-        && let Some(glob) = allow
-            .iter()
-            .chain(&deny)
-            .find(|path| is_written_as_glob(path))
-    {
-        findings.add(
-            &format!("{at}.onlyDir"),
-            format!("may not be true with a glob: `{glob}`"),
-        );
+    if only_dir && let Some(glob) = allow.iter().chain(&deny).find(|path| is_written_as_glob(path)) {
+        findings.add(&format!("{at}.onlyDir"), format!("may not be true with a glob: `{glob}`"));
     }
     let allow = findings.paths(&format!("{at}.allow"), &allow);
     let deny = findings.paths(&format!("{at}.deny"), &deny);
@@ -226,10 +170,7 @@ fn subject(index: usize, raw: RawSubject, findings: &mut Findings) -> Subject {
         match u32::try_from(depth) {
             Ok(depth) if depth >= 1 && depth <= i32::MAX as u32 => Some(depth),
             _ => {
-                findings.add(
-                    &field,
-                    format!("must be from 1 to {}, is {depth}", i32::MAX),
-                );
+                findings.add(&field, format!("must be from 1 to {}, is {depth}", i32::MAX));
                 None
             }
         }
@@ -243,11 +184,7 @@ fn subject(index: usize, raw: RawSubject, findings: &mut Findings) -> Subject {
     let log = findings.choice(
         &format!("{at}.log"),
         log.as_deref(),
-        &[
-            ("All", Log::All),
-            ("Denied", Log::Denied),
-            ("None", Log::None),
-        ],
+        &[("All", Log::All), ("Denied", Log::Denied), ("None", Log::None)],
     );
     Subject {
         name: name.unwrap_or_else(|| index.to_string()),
@@ -268,10 +205,7 @@ fn subject(index: usize, raw: RawSubject, findings: &mut Findings) -> Subject {
 
 fn parse_events(field: &str, words: &[String], findings: &mut Findings) -> Events {
     if words.is_empty() {
-        findings.add(
-            field,
-            "must have at least one of open, access, execute, all",
-        );
+        findings.add(field, "must have at least one of open, access, execute, all");
     }
     let mut events = Events::NONE;
     for (index, word) in words.iter().enumerate() {
@@ -290,35 +224,21 @@ fn parse_events(field: &str, words: &[String], findings: &mut Findings) -> Event
 }
 
 fn matcher(field: &str, raw: RawMatcher, findings: &mut Findings) -> ProcessMatcher {
-    let RawMatcher {
-        executables,
-        users,
-        origins,
-    } = raw;
+    let RawMatcher { executables, users, origins } = raw;
     if executables.is_none() && users.is_none() && origins.is_none() {
-        findings.add(
-            field,
-            "must set at least one of executables, users, origins",
-        );
+        findings.add(field, "must set at least one of executables, users, origins");
     }
     let empty = |count: Option<usize>, name: &str, findings: &mut Findings| {
         // An empty list that is set holds for no process; one that is left out, for every process. Nobody means it.
         if count == Some(0) {
-            findings.add(
-                &format!("{field}.{name}"),
-                "must have at least one item when set",
-            );
+            findings.add(&format!("{field}.{name}"), "must have at least one item when set");
         }
     };
     empty(executables.as_ref().map(Vec::len), "executables", findings);
     empty(users.as_ref().map(Vec::len), "users", findings);
     empty(origins.as_ref().map(Vec::len), "origins", findings);
     let executables = executables.map(|written| {
-        findings.at_most(
-            &format!("{field}.executables"),
-            written.len(),
-            MAX_EXECUTABLES,
-        );
+        findings.at_most(&format!("{field}.executables"), written.len(), MAX_EXECUTABLES);
         findings.paths(&format!("{field}.executables"), &written)
     });
     let users = users.map(|users| {
@@ -327,10 +247,7 @@ fn matcher(field: &str, raw: RawMatcher, findings: &mut Findings) -> ProcessMatc
         for (index, user) in users.into_iter().enumerate() {
             match u32::try_from(user) {
                 Ok(uid) if user <= MAX_UID => known.push(uid),
-                _ => findings.add(
-                    &format!("{field}.users[{index}]"),
-                    format!("must be a uid from 0 to {MAX_UID}"),
-                ),
+                _ => findings.add(&format!("{field}.users[{index}]"), format!("must be a uid from 0 to {MAX_UID}")),
             }
         }
         known
@@ -349,32 +266,19 @@ fn matcher(field: &str, raw: RawMatcher, findings: &mut Findings) -> ProcessMatc
         }
         known
     });
-    ProcessMatcher {
-        executables,
-        users,
-        origins,
-    }
+    ProcessMatcher { executables, users, origins }
 }
 
 fn check_tags(field: &str, tags: &BTreeMap<String, String>, findings: &mut Findings) {
     if tags.len() > MAX_TAGS {
-        findings.add(
-            field,
-            format!("must have at most {MAX_TAGS} entries, has {}", tags.len()),
-        );
+        findings.add(field, format!("must have at most {MAX_TAGS} entries, has {}", tags.len()));
     }
     for (key, value) in tags {
         let length = key.chars().count();
         if length == 0 || length > MAX_NAME {
-            findings.add(
-                field,
-                format!("a key must be 1 to {MAX_NAME} characters long, `{key}` is {length}"),
-            );
+            findings.add(field, format!("a key must be 1 to {MAX_NAME} characters long, `{key}` is {length}"));
         } else if value.chars().count() > MAX_TAG_LENGTH {
-            findings.add(
-                &format!("{field}.{key}"),
-                format!("must be at most {MAX_TAG_LENGTH} characters long"),
-            );
+            findings.add(&format!("{field}.{key}"), format!("must be at most {MAX_TAG_LENGTH} characters long"));
         }
     }
 }
