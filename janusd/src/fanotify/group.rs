@@ -1,0 +1,258 @@
+//! One fanotify group: the kernel's queue of questions that one guard answers.
+
+use std::io::IoSlice;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use fanotify::low_level as fan;
+use rustix::io::Errno;
+
+use super::answer::{BATCH, Sink};
+use super::record::{METADATA, RecordError, Records};
+use super::{Features, sys};
+use crate::policy::{Event, Events};
+
+/// The notification class of a group (`fanotify_init(2)`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// `FAN_CLASS_CONTENT`: permission events.
+    Content,
+    /// `FAN_CLASS_PRE_CONTENT`: permission and pre-content events. Probed, not used.
+    PreContent,
+}
+
+/// What a mark is laid on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum MarkTarget {
+    /// One file or directory.
+    Inode,
+    /// One directory and its direct children (`FAN_EVENT_ON_CHILD`).
+    Directory,
+    /// A mount (`FAN_MARK_MOUNT`).
+    Mount,
+    /// A whole file system (`FAN_MARK_FILESYSTEM`).
+    Filesystem,
+}
+
+impl MarkTarget {
+    const fn flags(self) -> u32 {
+        match self {
+            MarkTarget::Inode | MarkTarget::Directory => fan::FAN_MARK_INODE,
+            MarkTarget::Mount => fan::FAN_MARK_MOUNT,
+            MarkTarget::Filesystem => fan::FAN_MARK_FILESYSTEM,
+        }
+    }
+
+    fn mask(self, events: Events) -> u64 {
+        let kernel = |event| match event {
+            Event::Open => fan::FAN_OPEN_PERM,
+            Event::Access => fan::FAN_ACCESS_PERM,
+            Event::Execute => fan::FAN_OPEN_EXEC_PERM,
+        };
+        let mask = Event::ALL.into_iter().filter(|e| events.contains(*e)).map(kernel).fold(0, |a, b| a | b);
+        match self {
+            MarkTarget::Inode => mask,
+            MarkTarget::Directory => mask | fan::FAN_ONDIR | fan::FAN_EVENT_ON_CHILD,
+            MarkTarget::Mount | MarkTarget::Filesystem => mask | fan::FAN_ONDIR,
+        }
+    }
+}
+
+/// A group could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum GroupError {
+    /// EMFILE of `fanotify_init(2)`: the user's limit of groups, or the process's limit of descriptors.
+    #[error(
+        "no more fanotify groups: fs.fanotify.max_user_groups or RLIMIT_NOFILE is reached (one group a guard is needed)"
+    )]
+    Limit,
+    /// EPERM.
+    #[error("fanotify permission events need CAP_SYS_ADMIN")]
+    Permission,
+    /// ENOSYS or EINVAL: the kernel was built without `CONFIG_FANOTIFY_ACCESS_PERMISSIONS`.
+    #[error("this kernel has no fanotify permission events (CONFIG_FANOTIFY_ACCESS_PERMISSIONS)")]
+    Unsupported,
+    /// Anything else.
+    #[error("fanotify_init: {0}")]
+    Other(#[source] std::io::Error),
+}
+
+/// Reading the queue failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// Nothing is queued.
+    #[error("the queue is empty")]
+    Empty,
+    /// `read(2)` failed; the kernel denied the event at the head of the queue by itself.
+    #[error("read of the fanotify group: {0}")]
+    Read(Errno),
+    /// What was read is not what we were built for.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+/// A process that waits for an answer.
+///
+/// The obligation to answer lies with whoever holds this: dropping it closes the descriptor and leaves the opener
+/// blocked. Only [`crate::guard`]'s inbox holds events, and its own drop answers them.
+#[derive(Debug)]
+pub struct PermissionEvent {
+    /// The file, opened for us by the kernel; its number names the event.
+    pub file: OwnedFd,
+    /// The process (see [`super::record::Record::pid`]).
+    pub pid: i32,
+    /// What it asks.
+    pub event: Event,
+}
+
+/// What one read brought besides events.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ReadReport {
+    /// Permission events for which the kernel could make no descriptor; it denied them by itself.
+    pub denied_by_kernel: u32,
+}
+
+/// One fanotify group, or a duplicate of its descriptor: the group lives until the last one is closed, and closing the
+/// last one *allows* everything that is still pending.
+#[derive(Debug)]
+pub struct Group {
+    fd: OwnedFd,
+    audit: bool,
+}
+
+impl Group {
+    /// Makes a group that answers permission events, never blocks on read, and loses no event to a full queue
+    /// (`FAN_UNLIMITED_QUEUE`: an overflow would *allow* silently). `audit`: with `FAN_ENABLE_AUDIT` if the kernel lets us.
+    ///
+    /// # Errors
+    /// [`GroupError`].
+    pub fn new(features: &Features, audit: bool) -> Result<Group, GroupError> {
+        let audit = audit && features.audit;
+        let mut flags = Group::base_flags(Class::Content);
+        if audit {
+            flags |= fan::FAN_ENABLE_AUDIT;
+        }
+        if features.fd_error {
+            flags |= sys::FAN_REPORT_FD_ERROR;
+        }
+        let fd = Group::init(flags).map_err(|error| match Errno::from_io_error(&error) {
+            Some(Errno::MFILE | Errno::NFILE) => GroupError::Limit,
+            Some(Errno::PERM) => GroupError::Permission,
+            Some(Errno::INVAL | Errno::NOSYS) => GroupError::Unsupported,
+            _ => GroupError::Other(error),
+        })?;
+        Ok(Group { fd, audit })
+    }
+
+    pub(super) fn base_flags(class: Class) -> u32 {
+        let class = match class {
+            Class::Content => fan::FAN_CLASS_CONTENT,
+            Class::PreContent => fan::FAN_CLASS_PRE_CONTENT,
+        };
+        class | fan::FAN_CLOEXEC | fan::FAN_NONBLOCK | fan::FAN_UNLIMITED_QUEUE | fan::FAN_UNLIMITED_MARKS
+    }
+
+    /// Event descriptors: O_RDONLY (with O_RDWR an exec of the file fails with ETXTBSY) and O_NONBLOCK (a FIFO's event
+    /// descriptor would wait for a writer inside our read).
+    pub(super) fn init(flags: u32) -> std::io::Result<OwnedFd> {
+        let event_flags = fan::O_RDONLY | fan::O_LARGEFILE | fan::O_CLOEXEC | fan::O_NONBLOCK;
+        sys::fanotify_init(flags, event_flags.cast_unsigned())
+    }
+
+    pub(super) fn from_fd(fd: OwnedFd) -> Group {
+        Group { fd, audit: false }
+    }
+
+    /// Whether responses may carry `FAN_AUDIT`.
+    pub fn audits(&self) -> bool {
+        self.audit
+    }
+
+    /// Another descriptor of the same group.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn try_clone(&self) -> std::io::Result<Group> {
+        Ok(Group { fd: self.fd.try_clone()?, audit: self.audit })
+    }
+
+    /// Reads what is queued, up to [`BATCH`] events, into `events`. Takes one file descriptor an event.
+    ///
+    /// # Errors
+    /// [`ReadError`]; events read before a bad record are in `events` and must be answered.
+    pub fn read(&self, buffer: &mut ReadBuffer, events: &mut Vec<PermissionEvent>) -> Result<ReadReport, ReadError> {
+        let read = loop {
+            match rustix::io::read(&self.fd, &mut buffer.0[..]) {
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Err(ReadError::Empty),
+                Err(errno) => return Err(ReadError::Read(errno)),
+                Ok(0) => return Err(ReadError::Empty),
+                Ok(read) => break read,
+            }
+        };
+        let mut report = ReadReport::default();
+        for record in Records::new(&buffer.0[..read]) {
+            let record = record?;
+            match (record.question(), sys::adopt_event_fd(record.fd)) {
+                (Some(event), Some(file)) => events.push(PermissionEvent { file, pid: record.pid, event }),
+                (Some(_), None) => report.denied_by_kernel += 1,
+                // No question: a queue overflow, which FAN_UNLIMITED_QUEUE rules out. A descriptor closes here.
+                (None, _) => {}
+            }
+        }
+        Ok(report)
+    }
+
+    /// Adds `events` to the mark on the object behind `object`, or makes one.
+    ///
+    /// # Errors
+    /// The kernel's: EOPNOTSUPP or EXDEV where the file system cannot, ENOSPC at `fs.fanotify.max_user_marks`.
+    pub fn mark(&self, target: MarkTarget, events: Events, object: BorrowedFd<'_>) -> std::io::Result<()> {
+        sys::fanotify_mark(self.fd.as_fd(), fan::FAN_MARK_ADD | target.flags(), target.mask(events), object)
+    }
+
+    /// Takes `events` away from a mark; takes the whole mark away once it has none left.
+    ///
+    /// # Errors
+    /// The kernel's: ENOENT when there is no such mark.
+    pub fn unmark(&self, target: MarkTarget, events: Events, object: BorrowedFd<'_>) -> std::io::Result<()> {
+        sys::fanotify_mark(self.fd.as_fd(), fan::FAN_MARK_REMOVE | target.flags(), target.mask(events), object)
+    }
+
+    /// Removes every mark. What is queued stays queued and must still be answered.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn flush(&self) -> std::io::Result<()> {
+        for kind in [fan::FAN_MARK_FILESYSTEM, fan::FAN_MARK_MOUNT, 0] {
+            sys::fanotify_flush(self.fd.as_fd(), fan::FAN_MARK_FLUSH | kind)?;
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for Group {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Sink for &Group {
+    fn writev(&mut self, segments: &[IoSlice<'_>]) -> Result<usize, Errno> {
+        rustix::io::writev(&self.fd, segments)
+    }
+}
+
+/// Room for one read of [`BATCH`] records.
+#[derive(Debug)]
+pub struct ReadBuffer(Box<[u8]>);
+
+impl Default for ReadBuffer {
+    fn default() -> Self {
+        ReadBuffer(vec![0; BATCH * METADATA].into_boxed_slice())
+    }
+}
+
+/// Closes the files of a batch, neighbours in one call.
+pub fn close(files: &mut Vec<OwnedFd>) {
+    sys::close_all(files);
+}

@@ -1,0 +1,93 @@
+//! What this kernel can do, found by trying: versions lie, since kernels are patched and sandboxes filter.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use fanotify::low_level as fan;
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+
+use super::{Class, Group, MarkTarget, sys};
+use crate::policy::{Event, Events};
+
+/// What the kernel offers, as far as a guard's work depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Features {
+    /// `FAN_ENABLE_AUDIT`: responses may go to the kernel's audit log (CONFIG_AUDIT and CAP_AUDIT_WRITE).
+    pub audit: bool,
+    /// `FAN_REPORT_FD_ERROR`: an event that gets no descriptor is reported, not lost.
+    pub fd_error: bool,
+    /// `FAN_REPORT_PIDFD` with permission events.
+    pub pidfd: bool,
+    /// `STATX_MNT_ID_UNIQUE`.
+    pub unique_mount_ids: bool,
+    /// `AT_HANDLE_FID`.
+    pub handles: bool,
+}
+
+impl Features {
+    /// Tries each. Needs CAP_SYS_ADMIN; without it all fanotify features read as absent.
+    pub fn probe() -> Features {
+        let init = |extra| Group::init(Group::base_flags(Class::Content) | extra).is_ok();
+        let root = rustix::fs::open(c"/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok();
+        let unique = StatxFlags::from_bits_retain(sys::STATX_MNT_ID_UNIQUE);
+        Features {
+            audit: init(fan::FAN_ENABLE_AUDIT),
+            fd_error: init(sys::FAN_REPORT_FD_ERROR),
+            pidfd: init(libc::FAN_REPORT_PIDFD),
+            unique_mount_ids: root.as_ref().is_some_and(|root| {
+                rustix::fs::statx(root, c"", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, unique)
+                    .is_ok_and(|found| found.stx_mask & sys::STATX_MNT_ID_UNIQUE != 0)
+            }),
+            // Asked of a tmpfs of our own: the root's file system may be one that has no handles.
+            handles: detached_tmpfs().is_ok_and(|tmpfs| sys::file_handle(tmpfs.as_fd()).is_ok()),
+        }
+    }
+}
+
+/// Whether marks of each kind are taken for each event, tried on a tmpfs that nobody else can see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Marks {
+    /// Permission events on one inode.
+    pub inode: bool,
+    /// On a directory and its children.
+    pub directory: bool,
+    /// On a mount.
+    pub mount: bool,
+    /// On a file system.
+    pub filesystem: bool,
+    /// `FAN_OPEN_EXEC_PERM`.
+    pub execute: bool,
+    /// `FAN_PRE_ACCESS` in a pre-content group, on tmpfs.
+    pub pre_content: bool,
+}
+
+impl Marks {
+    /// Tries each on a detached tmpfs.
+    ///
+    /// # Errors
+    /// Why no group or no tmpfs could be had.
+    pub fn probe() -> std::io::Result<Marks> {
+        let group = Group::from_fd(Group::init(Group::base_flags(Class::Content))?);
+        let tmpfs = detached_tmpfs()?;
+        let open = Events::NONE.with(Event::Open).with(Event::Access);
+        let taken = |target, events| group.mark(target, events, tmpfs.as_fd()).is_ok();
+        let pre = Group::init(Group::base_flags(Class::PreContent));
+        Ok(Marks {
+            inode: taken(MarkTarget::Inode, open),
+            directory: taken(MarkTarget::Directory, open),
+            mount: taken(MarkTarget::Mount, open),
+            filesystem: taken(MarkTarget::Filesystem, open),
+            execute: taken(MarkTarget::Filesystem, Events::NONE.with(Event::Execute)),
+            pre_content: pre.is_ok_and(|pre| {
+                sys::fanotify_mark(pre.as_fd(), fan::FAN_MARK_ADD, sys::FAN_PRE_ACCESS, tmpfs.as_fd()).is_ok()
+            }),
+        })
+    }
+}
+
+/// A tmpfs that is mounted nowhere: marks on it can reach nobody.
+fn detached_tmpfs() -> std::io::Result<OwnedFd> {
+    let context = rustix::mount::fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_create(context.as_fd())?;
+    Ok(rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
+}

@@ -1,0 +1,175 @@
+//! The unsafe room: what neither rustix nor fanotify-rs offers safely.
+//!
+//! Every function here is safe to call. Each block states what it assumes. Constants carry the kernel version that
+//! brought them; whether the running kernel knows them is probed ([`super::probe`]), never inferred from a version.
+
+#![allow(unsafe_code)]
+
+use std::ffi::{c_int, c_uint};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+
+use fanotify::low_level;
+
+/// Report why no file descriptor could be made for an event instead of losing the event (Linux 6.13). Not in libc.
+pub(crate) const FAN_REPORT_FD_ERROR: u32 = 0x2000;
+/// Ask before content is accessed (Linux 6.14). Not in libc.
+pub(crate) const FAN_PRE_ACCESS: u64 = 0x0010_0000;
+/// `statx` mask bit: `stx_mnt_id` is an identifier that is never reused (Linux 6.8). Not in rustix.
+pub(crate) const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
+/// The largest file handle (`MAX_HANDLE_SZ` of `name_to_handle_at(2)`), bytes.
+const MAX_HANDLE: usize = 128;
+
+/// A new fanotify group, `fanotify_init(2)`.
+///
+/// # Errors
+/// The kernel's: EPERM without CAP_SYS_ADMIN, EMFILE at `fs.fanotify.max_user_groups`, EINVAL for an unknown flag.
+pub(crate) fn fanotify_init(flags: u32, event_flags: u32) -> io::Result<OwnedFd> {
+    let raw = low_level::fanotify_init(flags, event_flags)?;
+    // SAFETY: the call succeeded, so `raw` is an open descriptor that nothing else in this process knows of.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// Takes ownership of the descriptor that an event record carries.
+///
+/// The one caller is the group's reader, which hands in each number once, straight from a record that the kernel has
+/// just written.
+pub(crate) fn adopt_event_fd(raw: RawFd) -> Option<OwnedFd> {
+    if raw < 0 {
+        return None;
+    }
+    // SAFETY: the kernel installed `raw` for this event before it wrote the record, the record was read once (the
+    // queue hands out each event once), and the caller converts each record once: nothing else owns it.
+    Some(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// Closes many descriptors, runs of neighbours with one `close_range(2)` each.
+///
+/// The kernel numbers the events of a batch upwards, so a whole batch is usually one or two runs.
+pub(crate) fn close_all(files: &mut Vec<OwnedFd>) {
+    files.sort_unstable_by_key(AsRawFd::as_raw_fd);
+    let mut files = files.drain(..).map(IntoRawFd::into_raw_fd).peekable();
+    while let Some(first) = files.next() {
+        let mut last = first;
+        while files.next_if_eq(&(last + 1)).is_some() {
+            last += 1;
+        }
+        // SAFETY: every number in first..=last came out of an OwnedFd that was consumed above, so each is open, ours,
+        // and dropped nowhere else. close_range(2) reads no memory.
+        let closed = unsafe { libc::syscall(libc::SYS_close_range, first as c_uint, last as c_uint, 0 as c_uint) };
+        if closed != 0 {
+            for raw in first..=last {
+                // SAFETY: as above; close_range refused the whole range (ENOSYS under a seccomp filter) and closed none.
+                drop(unsafe { OwnedFd::from_raw_fd(raw) });
+            }
+        }
+    }
+}
+
+/// The identity of a file as its file system gives it: `name_to_handle_at(2)` with `AT_HANDLE_FID`.
+///
+/// Stable over rename and overlay copy-up, and new after a re-create, which (device, inode number) is not.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FileHandle {
+    kind: c_int,
+    len: u8,
+    bytes: [u8; MAX_HANDLE],
+}
+
+impl std::fmt::Debug for FileHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "FileHandle({}, {:02x?})", self.kind, &self.bytes[..usize::from(self.len)])
+    }
+}
+
+#[repr(C)]
+struct RawHandle {
+    handle_bytes: c_uint,
+    handle_type: c_int,
+    f_handle: [u8; MAX_HANDLE],
+}
+
+/// The handle of an open file.
+///
+/// # Errors
+/// EOPNOTSUPP where the file system gives none, EINVAL on kernels before 6.5 (no `AT_HANDLE_FID`).
+pub(crate) fn file_handle(file: BorrowedFd<'_>) -> io::Result<FileHandle> {
+    let mut raw = RawHandle { handle_bytes: MAX_HANDLE as c_uint, handle_type: 0, f_handle: [0; MAX_HANDLE] };
+    let mut mount: c_int = 0;
+    // SAFETY: `raw` has the layout of struct file_handle with MAX_HANDLE bytes behind its header and says so in
+    // handle_bytes, so the kernel writes at most that much; `mount` is a valid int; the path is a NUL-terminated
+    // literal that AT_EMPTY_PATH makes the kernel ignore.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_name_to_handle_at,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            &raw mut raw,
+            &raw mut mount,
+            libc::AT_EMPTY_PATH | libc::AT_HANDLE_FID,
+        )
+    };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let len = u8::try_from(raw.handle_bytes).unwrap_or(MAX_HANDLE as u8).min(MAX_HANDLE as u8);
+    let mut bytes = [0; MAX_HANDLE];
+    bytes[..usize::from(len)].copy_from_slice(&raw.f_handle[..usize::from(len)]);
+    Ok(FileHandle { kind: raw.handle_type, len, bytes })
+}
+
+/// `fanotify_mark(2)` on the object behind `target`, named through `/proc/self/fd`, so that no path of a container is
+/// resolved here.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn fanotify_mark(group: BorrowedFd<'_>, flags: u32, mask: u64, target: BorrowedFd<'_>) -> io::Result<()> {
+    let path = format!("/proc/self/fd/{}", target.as_raw_fd());
+    low_level::fanotify_mark(group.as_raw_fd(), flags, mask, low_level::AT_FDCWD, path.as_str())
+}
+
+/// Removes all marks of one kind (`flags` is `FAN_MARK_FLUSH` and at most one kind).
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn fanotify_flush(group: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
+    low_level::fanotify_mark(group.as_raw_fd(), flags, 0, low_level::AT_FDCWD, "/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    #[test]
+    fn close_all_closes_each_and_nothing_else() {
+        let keep = File::open("/dev/null").unwrap();
+        let mut files: Vec<OwnedFd> = (0..40).map(|_| File::open("/dev/null").unwrap().into()).collect();
+        // A hole in the run, owned by somebody else.
+        let hole = files.swap_remove(20);
+        let numbers: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
+        close_all(&mut files);
+        assert!(files.is_empty());
+        for raw in numbers {
+            let target = std::fs::read_link(format!("/proc/self/fd/{raw}"));
+            // Another test's thread may have taken the number since; /dev/null it is not.
+            assert!(target.map_or(true, |t| t != std::path::Path::new("/dev/null")), "fd {raw} is still open");
+        }
+        assert!(keep.metadata().is_ok());
+        assert!(File::from(hole).metadata().is_ok());
+    }
+
+    #[test]
+    fn handle_follows_the_file_not_the_name() {
+        use std::os::fd::AsFd;
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        std::fs::write(&a, "x").unwrap();
+        let before = file_handle(File::open(&a).unwrap().as_fd()).unwrap();
+        std::fs::rename(&a, &b).unwrap();
+        assert_eq!(before, file_handle(File::open(&b).unwrap().as_fd()).unwrap());
+        std::fs::remove_file(&b).unwrap();
+        std::fs::write(&a, "x").unwrap();
+        assert_ne!(before, file_handle(File::open(&a).unwrap().as_fd()).unwrap());
+    }
+}
