@@ -1,0 +1,220 @@
+//! Event lines: from a worker, after its answer, through a bounded queue to the one thread that writes them.
+//!
+//! A reader of stdout that is slow, or stopped, costs lines (counted), never an opener's time: the reader may be the very
+//! process that waits for an answer.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use prometheus_client::metrics::counter::Counter;
+
+use crate::guard::opener::{Opener, Wanted};
+use crate::line::{EventLine, LogFormat, Specifier, render, render_json};
+use crate::policy::{Decision, Event, GuardSpec};
+
+/// Lines that may wait for their writer.
+const QUEUE: usize = 16_384;
+/// Lines are written together up to this many bytes.
+const CHUNK: usize = 64 * 1024;
+
+/// How lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EventFormat {
+    /// As each guard's `logFormat` says.
+    #[default]
+    Guard,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The parts of a line that are the same for every event of a guard.
+#[derive(Debug)]
+pub struct GuardText {
+    namespace: String,
+    guard: String,
+    format: LogFormat,
+    subjects: Vec<SubjectText>,
+    dropped: Counter,
+}
+
+#[derive(Debug)]
+struct SubjectText {
+    name: String,
+    tags: BTreeMap<String, String>,
+    allow: Vec<String>,
+    deny: Vec<String>,
+}
+
+impl GuardText {
+    /// Copies what lines show out of a guard. `dropped` counts those that cannot be written.
+    pub fn new(spec: &GuardSpec, dropped: Counter) -> GuardText {
+        let written = |paths: &[crate::policy::PathPattern]| paths.iter().map(ToString::to_string).collect();
+        GuardText {
+            namespace: spec.name().namespace.clone(),
+            guard: spec.name().name.clone(),
+            format: spec.log_format().clone(),
+            subjects: spec
+                .subjects()
+                .iter()
+                .map(|subject| SubjectText {
+                    name: subject.name().to_owned(),
+                    tags: subject.tags().clone(),
+                    allow: written(subject.allow()),
+                    deny: written(subject.deny()),
+                })
+                .collect(),
+            dropped,
+        }
+    }
+
+    /// What the format asks to know about the opener.
+    pub fn wanted(&self) -> Wanted {
+        let shows = |field| self.format.shows(field);
+        Wanted { status: shows(Specifier::Comm) || shows(Specifier::Uid), exe: shows(Specifier::Exe) }
+    }
+}
+
+/// One event that makes a line.
+#[derive(Debug)]
+pub struct Line {
+    /// When it was answered.
+    pub at: SystemTime,
+    /// The guard's part.
+    pub text: Arc<GuardText>,
+    /// What was decided.
+    pub decision: Decision,
+    /// What was asked.
+    pub event: Event,
+    /// Whether the file is a directory.
+    pub directory: bool,
+    /// The file, as the container sees it.
+    pub path: Box<[u8]>,
+    /// The process that asked.
+    pub pid: i32,
+    /// What was looked up about it.
+    pub opener: Option<Opener>,
+}
+
+/// Where lines say they come from.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The pod's name.
+    pub pod: String,
+    /// The node's name.
+    pub node: String,
+}
+
+/// The thread that writes lines.
+#[derive(Debug)]
+pub struct LineWriter {
+    thread: JoinHandle<()>,
+    hurry: Arc<AtomicBool>,
+}
+
+impl LineWriter {
+    /// Starts it. It ends when every sender is gone and every line is written.
+    ///
+    /// # Errors
+    /// The kernel's, when no thread can be had.
+    pub fn start(
+        out: impl Write + Send + 'static,
+        format: EventFormat,
+        place: Place,
+    ) -> std::io::Result<(Sender<Line>, LineWriter)> {
+        let (sender, lines) = bounded(QUEUE);
+        let hurry = Arc::new(AtomicBool::new(false));
+        let writer = Writer { out, format, place, hurry: hurry.clone() };
+        let thread = std::thread::Builder::new().name("janus-lines".into()).spawn(move || writer.write_all(&lines))?;
+        Ok((sender, LineWriter { thread, hurry }))
+    }
+
+    /// Waits until all lines are written, at most `patience`: whoever reads them may have stopped reading. Drop every
+    /// sender first. False when lines are lost.
+    pub fn finish(self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        while !self.thread.is_finished() {
+            if Instant::now() >= deadline {
+                self.hurry.store(true, Ordering::Relaxed);
+                return false;
+            }
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        self.thread.join().is_ok()
+    }
+}
+
+struct Writer<W> {
+    out: W,
+    format: EventFormat,
+    place: Place,
+    hurry: Arc<AtomicBool>,
+}
+
+impl<W: Write> Writer<W> {
+    fn write_all(mut self, lines: &Receiver<Line>) {
+        let mut text = String::new();
+        let mut guards = Vec::new();
+        while let Ok(line) = lines.recv() {
+            self.render(&line, &mut text);
+            guards.push(line.text);
+            while text.len() < CHUNK {
+                let Ok(line) = lines.try_recv() else { break };
+                self.render(&line, &mut text);
+                guards.push(line.text);
+            }
+            let written = self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush());
+            text.clear();
+            if let Err(error) = written {
+                for guard in guards {
+                    guard.dropped.inc();
+                }
+                // The queue closes, so that workers count what comes as dropped.
+                tracing::error!(%error, "event lines cannot be written; enforcement goes on without them");
+                return;
+            }
+            guards.clear();
+            if self.hurry.load(Ordering::Relaxed) {
+                return;
+            }
+        }
+    }
+
+    fn render(&self, line: &Line, out: &mut String) {
+        let text = &*line.text;
+        let subject = line.decision.rule.and_then(|rule| text.subjects.get(usize::from(rule.subject)));
+        let rule = line.decision.rule.and_then(|rule| {
+            let paths = match rule.list {
+                crate::policy::List::Allow => &subject?.allow,
+                crate::policy::List::Deny => &subject?.deny,
+            };
+            paths.get(usize::from(rule.index))
+        });
+        let event = EventLine {
+            time: Some(line.at),
+            path: Some(&line.path),
+            pod: Some(&self.place.pod),
+            node: Some(&self.place.node),
+            tags: subject.map(|subject| &subject.tags),
+            namespace: Some(&text.namespace),
+            guard: Some(&text.guard),
+            subject: subject.map(|subject| subject.name.as_str()),
+            rule: rule.map(String::as_str),
+            reason: Some(line.decision.reason.word()),
+            pid: u32::try_from(line.pid).ok().filter(|pid| *pid != 0),
+            comm: line.opener.as_ref().and_then(|opener| opener.comm.as_deref()),
+            exe: line.opener.as_ref().and_then(|opener| opener.exe.as_deref()),
+            uid: line.opener.as_ref().and_then(|opener| opener.uid),
+            ..EventLine::new(line.decision.outcome(), line.event, line.directory)
+        };
+        match self.format {
+            EventFormat::Guard => render(&text.format, &event, out),
+            EventFormat::Json => render_json(&event, out),
+        }
+        out.push('\n');
+    }
+}

@@ -1,0 +1,87 @@
+//! A channel that can be polled: the message travels over crossbeam, an eventfd beside it rings.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
+use rustix::event::EventfdFlags;
+
+/// The sending end.
+#[derive(Debug)]
+pub(super) struct Speaker<T> {
+    messages: Sender<T>,
+    bell: Arc<OwnedFd>,
+}
+
+/// The receiving end. Clones share one queue: a restarted worker goes on where the last one stopped.
+#[derive(Debug)]
+pub(super) struct Mailbox<T> {
+    messages: Receiver<T>,
+    bell: Arc<OwnedFd>,
+}
+
+/// The other end is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the other end of the channel is gone")]
+pub(super) struct Gone;
+
+/// A new channel.
+///
+/// # Errors
+/// The kernel's: EMFILE.
+pub(super) fn channel<T>() -> std::io::Result<(Speaker<T>, Mailbox<T>)> {
+    let bell = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+    let (sender, receiver) = unbounded();
+    Ok((Speaker { messages: sender, bell: bell.clone() }, Mailbox { messages: receiver, bell }))
+}
+
+impl<T> Speaker<T> {
+    /// Sends, then rings. Never blocks.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub(super) fn send(&self, message: T) -> Result<(), Gone> {
+        self.messages.send(message).map_err(|_| Gone)?;
+        // Fails only when the count is at its maximum, and then the bell is ringing already.
+        let _ringing = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+        Ok(())
+    }
+}
+
+impl<T> Clone for Speaker<T> {
+    fn clone(&self) -> Self {
+        Speaker { messages: self.messages.clone(), bell: self.bell.clone() }
+    }
+}
+
+impl<T> Clone for Mailbox<T> {
+    fn clone(&self) -> Self {
+        Mailbox { messages: self.messages.clone(), bell: self.bell.clone() }
+    }
+}
+
+impl<T> Mailbox<T> {
+    /// Quiets the bell. Call it before the messages are taken: whoever sends afterwards rings again.
+    pub(super) fn quiet(&self) {
+        // EAGAIN: it was not ringing.
+        let _silent = rustix::io::read(&self.bell, &mut [0u8; 8]);
+    }
+
+    /// The next message, if one is there.
+    ///
+    /// # Errors
+    /// [`Gone`]: none is there and none can come.
+    pub(super) fn take(&self) -> Result<Option<T>, Gone> {
+        match self.messages.try_recv() {
+            Ok(message) => Ok(Some(message)),
+            Err(TryRecvError::Empty) => Ok(None),
+            Err(TryRecvError::Disconnected) => Err(Gone),
+        }
+    }
+}
+
+impl<T> AsFd for Mailbox<T> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+}

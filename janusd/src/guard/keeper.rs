@@ -1,0 +1,299 @@
+//! The guard's second thread: surveys its root when it is armed, when its rules change and when the root changes, and
+//! brings what it found to the worker.
+//!
+//! Order of an update: new marks are laid (events on them still judged by the old rules), the new rules are in force
+//! (the worker has said so), marks that nobody wants any more are taken away. So at no moment is a file unguarded that
+//! both the old and the new rules guard.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
+use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::Wrapping;
+use super::doorbell::{Mailbox, Speaker};
+use super::judge::Judge;
+use super::marks::Ledger;
+use super::opener::Wanted;
+use super::problem::{Problem, ProblemReason};
+use super::survey::{Stopping, SurveyError, Surveyor};
+use super::watch::{Change, Watcher};
+use super::worker::{Command, Orders};
+use crate::events::GuardText;
+use crate::fanotify::{Features, Group};
+use crate::metrics::{GuardMetrics, GuardState, MarkCounts};
+use crate::policy::GuardSpec;
+use crate::root::Root;
+
+/// After a change the root is surveyed at once; while changes go on, surveys take at most this share of the time: one
+/// part in [`SHARE`].
+const SHARE: u32 = 4;
+/// And a change is never seen later than this.
+const LATEST: Duration = Duration::from_secs(5);
+/// How long a worker may take to take orders. It takes them between two batches; a worker that is being restarted takes
+/// them once it is back.
+const OBEY: Duration = Duration::from_secs(10);
+
+/// What a keeper is told.
+pub(super) enum Errand {
+    /// Enforce this; answers when it is in force.
+    Update(Arc<GuardSpec>, Sender<Result<(), SurveyError>>),
+    /// End. Marks stay for the worker to remove.
+    Stop,
+}
+
+/// What is known of a guard, for whoever asks.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// Its state.
+    pub state: GuardState,
+    /// Its marks.
+    pub marks: MarkCounts,
+    /// What it cannot guard.
+    pub problems: BTreeSet<Problem>,
+}
+
+pub(super) struct Keeper {
+    pub(super) root: Root,
+    pub(super) group: Group,
+    pub(super) features: Features,
+    pub(super) errands: Mailbox<Errand>,
+    pub(super) worker: Speaker<Command>,
+    pub(super) metrics: GuardMetrics,
+    pub(super) report: Arc<Mutex<Report>>,
+    pub(super) stopping: Stopping,
+    pub(super) wants_everything: bool,
+    pub(super) wrap: Wrapping,
+    pub(super) ledger: Ledger,
+    pub(super) watcher: Watcher,
+    pub(super) spec: Arc<GuardSpec>,
+}
+
+/// What wakes a keeper.
+struct Woken {
+    changes: Vec<Change>,
+    mounts: bool,
+    ended: bool,
+}
+
+impl Keeper {
+    /// Runs until it is told to stop, then tells the worker: this thread may be listing a directory that its own group
+    /// marks, so the worker must answer for as long as this thread lives.
+    pub(super) fn keep(mut self) {
+        while let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| self.run())) {
+            let message = super::supervisor::panic_text(&*panic);
+            tracing::error!(guard = %self.spec.name(), message, "a keeper panicked; it starts again");
+            self.metrics.problem(ProblemReason::KeeperPanicked.word());
+            std::thread::park_timeout(LATEST);
+        }
+        // The worker has ended before us only if it was told to.
+        let _gone = self.worker.send(Command::Stop);
+    }
+
+    fn run(&mut self) {
+        // Holds the mount namespace: closed as soon as the root's process has ended.
+        let mut mountinfo = File::open(self.root.mountinfo_path()).ok();
+        let mut due: Option<Instant> = None;
+        let mut ended = false;
+        loop {
+            let woken = self.wait(mountinfo.as_ref(), due, ended);
+            self.errands.quiet();
+            loop {
+                match self.errands.take() {
+                    Ok(Some(Errand::Update(spec, answer))) => {
+                        let before = std::mem::replace(&mut self.spec, spec);
+                        let result = self.arm();
+                        if result.is_err() {
+                            self.spec = before;
+                        } else {
+                            due = None;
+                        }
+                        // Whoever asked has gone; the guard stands as it is.
+                        let _gone = answer.send(result);
+                    }
+                    Ok(None) => break,
+                    Ok(Some(Errand::Stop)) | Err(_) => return,
+                }
+            }
+            if woken.ended && !ended {
+                ended = true;
+                mountinfo = None;
+                self.root_is_gone();
+            }
+            if ended {
+                continue;
+            }
+            if woken.mounts || woken.changes.contains(&Change::Survey) {
+                due.get_or_insert_with(Instant::now);
+            }
+            for change in &woken.changes {
+                if let Change::Subdirectory(directory) = change
+                    && let Err(error) = self.extend(directory)
+                {
+                    tracing::debug!(%error, "a new directory could not be marked at once");
+                    due.get_or_insert_with(Instant::now);
+                }
+            }
+            if due.is_some_and(|due| due <= Instant::now()) {
+                due = self.survey_again();
+            }
+        }
+    }
+
+    fn wait(&mut self, mountinfo: Option<&File>, due: Option<Instant>, ended: bool) -> Woken {
+        let timeout = due.map(|due| {
+            let left = due.saturating_duration_since(Instant::now());
+            Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() }
+        });
+        let mut fds = vec![
+            PollFd::from_borrowed_fd(self.errands.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.watcher.as_fd(), PollFlags::IN),
+        ];
+        let mut mountinfo_at = None;
+        let mut process_at = None;
+        if let Some(mountinfo) = mountinfo {
+            mountinfo_at = Some(fds.len());
+            fds.push(PollFd::new(mountinfo, PollFlags::PRI));
+        }
+        if let Root::Process { pidfd, .. } = &self.root
+            && !ended
+        {
+            process_at = Some(fds.len());
+            fds.push(PollFd::new(pidfd, PollFlags::IN));
+        }
+        if poll(&mut fds, timeout.as_ref()).is_err() {
+            return Woken { changes: Vec::new(), mounts: false, ended: false };
+        }
+        let happened = |at: Option<usize>| at.is_some_and(|at| !fds[at].revents().is_empty());
+        let (mounts, ended) = (happened(mountinfo_at), happened(process_at));
+        Woken { changes: self.watcher.take(), mounts, ended }
+    }
+
+    /// Surveys, brings the findings to the worker, takes away what is no longer wanted.
+    fn arm(&mut self) -> Result<(), SurveyError> {
+        let spec = self.spec.clone();
+        let found = self.surveyor().survey(&spec)?;
+        let text = Arc::new(GuardText::new(&spec, self.metrics.log_dropped()));
+        let wanted = if self.wants_everything { Wanted { status: true, exe: true } } else { text.wanted() };
+        let mut judge: Arc<dyn Judge> = Arc::new(found.ruling);
+        if let Some(wrap) = &self.wrap.0 {
+            judge = wrap(judge);
+        }
+        let orders = Arc::new(Orders { judge, text, wanted });
+        self.order(orders)?;
+        let mut problems = found.problems;
+        let mut note = |reason, detail: &str| {
+            problems.insert(Problem { reason, rule: None, path: Vec::new(), detail: detail.to_owned() });
+        };
+        if self.surveyor().sweep()? {
+            note(
+                ProblemReason::WatchLimit,
+                "fs.inotify.max_user_watches is reached: changes are noticed late or never",
+            );
+        }
+        if spec.subjects().iter().any(|subject| subject.audit()) && !self.group.audits() {
+            note(
+                ProblemReason::AuditUnavailable,
+                "audit: true needs CONFIG_AUDIT and CAP_AUDIT_WRITE when the guard starts; answers are not audited",
+            );
+        }
+        if spec.subjects().iter().any(|subject| subject.auto_allow_owner() || !subject.except().is_empty()) {
+            note(
+                ProblemReason::ProcessRulesNotEnforced,
+                "autoAllowOwner and except are not enforced by this release: a deny reaches every process",
+            );
+        }
+        self.publish(problems);
+        Ok(())
+    }
+
+    fn order(&self, orders: Arc<Orders>) -> Result<(), SurveyError> {
+        let (acknowledge, acknowledged) = bounded(1);
+        self.worker.send(Command::Orders(orders, acknowledge)).map_err(|_| SurveyError::Stopped)?;
+        let patience = Instant::now() + OBEY;
+        loop {
+            match acknowledged.recv_timeout(Duration::from_millis(50)) {
+                Ok(()) => return Ok(()),
+                Err(RecvTimeoutError::Timeout) if self.stopping.now() => {
+                    return Err(SurveyError::Stopped);
+                }
+                Err(RecvTimeoutError::Timeout) if Instant::now() < patience => {}
+                Err(_) => return Err(SurveyError::Unanswered),
+            }
+        }
+    }
+
+    fn extend(&mut self, directory: &[u8]) -> Result<(), SurveyError> {
+        let spec = self.spec.clone();
+        self.surveyor().extend(&spec, directory)?;
+        self.report.lock().marks = self.ledger.counts();
+        Ok(())
+    }
+
+    /// When the next survey is due: `None`, unless this one failed.
+    fn survey_again(&mut self) -> Option<Instant> {
+        let started = Instant::now();
+        let result = self.arm();
+        let pause = (started.elapsed() * (SHARE - 1)).min(LATEST);
+        match result {
+            Ok(()) => {
+                // Changes that came meanwhile wait in the watcher; let them gather, so that surveys keep to their share.
+                std::thread::park_timeout(pause.min(Duration::from_millis(200)));
+                None
+            }
+            Err(SurveyError::Stopped) => None,
+            Err(error) => {
+                tracing::warn!(%error, "the root could not be surveyed; what was in force stays");
+                Some(Instant::now() + LATEST)
+            }
+        }
+    }
+
+    fn root_is_gone(&mut self) {
+        let mut problems = self.report.lock().problems.clone();
+        problems.insert(Problem {
+            reason: ProblemReason::RootUnreachable,
+            rule: None,
+            path: Vec::new(),
+            detail: "the process whose root is guarded has ended; marks that outlive it still hold".to_owned(),
+        });
+        self.publish(problems);
+    }
+
+    /// Says what is new, keeps the rest.
+    fn publish(&self, problems: BTreeSet<Problem>) {
+        let mut report = self.report.lock();
+        for problem in problems.difference(&report.problems) {
+            self.metrics.problem(problem.reason.word());
+            let path = crate::line::escaped(&problem.path);
+            let rule = problem.rule.map(|rule| rule.to_string()).unwrap_or_default();
+            let (reason, detail, guard) = (problem.reason.word(), &problem.detail, self.spec.name().to_string());
+            if problem.reason.degrades() {
+                tracing::warn!(%guard, reason, rule, path, "not guarded: {detail}");
+            } else {
+                tracing::info!(%guard, reason, rule, path, "{detail}");
+            }
+        }
+        let degraded = problems.iter().any(|problem| problem.reason.degrades());
+        report.state = if degraded { GuardState::Degraded } else { GuardState::Guarding };
+        report.marks = self.ledger.counts();
+        report.problems = problems;
+    }
+
+    fn surveyor(&mut self) -> Surveyor<'_> {
+        Surveyor {
+            root: &self.root,
+            group: &self.group,
+            features: &self.features,
+            ledger: &mut self.ledger,
+            watcher: &mut self.watcher,
+            stopping: &self.stopping,
+        }
+    }
+}

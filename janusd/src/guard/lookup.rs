@@ -1,0 +1,145 @@
+//! Lookups that a worker must not make itself: which part of which file system a foreign mount shows.
+//!
+//! One thread for the process. It opens files of procfs only, never one that a guard could hold. The event waits
+//! meanwhile, bounded by [`DEADLINE`]; its opener is blocked in the kernel, so its mount namespace is still there to be
+//! read.
+
+use std::collections::HashSet;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+
+use super::doorbell::Speaker;
+use super::view::{Tree, join};
+use super::worker::Command;
+use crate::policy::Failure;
+use crate::root::mountinfo;
+
+/// How long an event may wait for a lookup.
+pub const DEADLINE: Duration = Duration::from_millis(250);
+/// Requests that may wait. Each is an event that waits, so this also bounds how far behind the thread can be.
+const QUEUE: usize = 1024;
+/// Mount namespaces that are searched for one mount.
+const NAMESPACES: usize = 256;
+
+/// A mount that a worker does not know.
+#[derive(Debug)]
+pub struct Request {
+    /// As the worker names it.
+    pub mount: u64,
+    /// As mountinfo names it. The event's open file keeps the mount, and so the number, from being reused.
+    pub mountinfo_id: u64,
+    /// The opener.
+    pub pid: i32,
+    /// Who wants to know.
+    pub(super) reply: Speaker<Command>,
+}
+
+/// The way to the lookup thread.
+#[derive(Debug, Clone)]
+pub struct Lookups(Sender<Request>);
+
+/// The thread, to be joined.
+#[derive(Debug)]
+pub struct LookupThread(std::thread::JoinHandle<()>);
+
+impl Lookups {
+    /// Starts the thread. It ends when every `Lookups` is gone.
+    ///
+    /// # Errors
+    /// The kernel's, when no thread can be had.
+    pub fn start() -> std::io::Result<(Lookups, LookupThread)> {
+        let (sender, requests) = bounded(QUEUE);
+        let thread = std::thread::Builder::new().name("janus-lookup".into()).spawn(move || serve(&requests))?;
+        Ok((Lookups(sender), LookupThread(thread)))
+    }
+
+    /// Asks. The answer comes as [`Command::Mount`].
+    ///
+    /// # Errors
+    /// [`Failure::LookupBusy`], at once.
+    pub fn ask(&self, request: Request) -> Result<(), Failure> {
+        self.0.try_send(request).map_err(|_: TrySendError<Request>| Failure::LookupBusy)
+    }
+}
+
+impl LookupThread {
+    /// Waits for its end; drop every [`Lookups`] first.
+    pub fn join(self) {
+        if self.0.join().is_err() {
+            tracing::error!("the lookup thread panicked");
+        }
+    }
+}
+
+fn serve(requests: &Receiver<Request>) {
+    for request in requests {
+        let found = std::panic::catch_unwind(|| find(request.mountinfo_id, request.pid)).ok().flatten();
+        let tree = found.ok_or(Failure::UnknownMount);
+        // A worker that is gone wants no answer.
+        let _gone = request.reply.send(Command::Mount { mount: request.mount, tree });
+    }
+}
+
+/// Looks where it most likely is: in the namespaces of the opener's threads, ours, the node's; then in every other. A
+/// thread can have a namespace of its own, and an event names only the process.
+fn find(mountinfo_id: u64, pid: i32) -> Option<Tree> {
+    let likely = [pid.to_string(), "self".to_owned(), "1".to_owned()];
+    let mut searched = HashSet::new();
+    for task in likely.into_iter().chain(processes()).flat_map(tasks) {
+        if searched.len() >= NAMESPACES {
+            return None;
+        }
+        let Ok(namespace) = std::fs::read_link(task.join("ns/mnt")) else { continue };
+        // A chroot shows a part of its namespace's mounts only, so the same namespace through another root is another
+        // search.
+        let Ok(root) = std::fs::read_link(task.join("root")) else { continue };
+        if !searched.insert((namespace, root.clone())) {
+            continue;
+        }
+        let Ok(bytes) = std::fs::read(task.join("mountinfo")) else { continue };
+        if let Some(mount) = mountinfo::parse(&bytes).into_iter().find(|mount| mount.id == mountinfo_id) {
+            return Some(Tree {
+                device: mount.device(),
+                root: mount.root,
+                // mountinfo is relative to the process's root; an event's path to the root of its mount tree.
+                at: join(root.as_os_str().as_bytes(), if mount.mountpoint == b"/" { b"" } else { &mount.mountpoint }),
+            });
+        }
+    }
+    None
+}
+
+fn processes() -> impl Iterator<Item = String> {
+    names("/proc".into())
+}
+
+fn tasks(process: String) -> impl Iterator<Item = PathBuf> {
+    let tasks = PathBuf::from(format!("/proc/{process}/task"));
+    names(tasks.clone()).map(move |task| tasks.join(task))
+}
+
+/// The entries of a directory that are numbers.
+fn names(directory: PathBuf) -> impl Iterator<Item = String> {
+    std::fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| name.bytes().all(|b| b.is_ascii_digit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_our_own_proc() {
+        let mounts = mountinfo::parse(&std::fs::read("/proc/self/mountinfo").unwrap());
+        let proc = mounts.iter().rfind(|m| m.mountpoint == b"/proc").unwrap();
+        let tree = find(proc.id, i32::try_from(std::process::id()).unwrap()).unwrap();
+        assert_eq!((tree.device, tree.at.as_slice()), (proc.device(), &b"/proc"[..]));
+        assert_eq!(find(u64::MAX, 1), None);
+    }
+}

@@ -1,0 +1,124 @@
+//! The ledger of a guard's marks: what is laid, and the difference to what is wanted.
+//!
+//! Marks are added while a survey goes on, before what they cover is listed, so that nothing comes to be in between;
+//! what is no longer wanted is taken away only when the new rules are in force ([`Ledger::sweep`]).
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use crate::fanotify::look::{self, Inode};
+use crate::fanotify::{Features, Group, MarkTarget};
+use crate::metrics::MarkCounts;
+use crate::policy::{Event, Events};
+use crate::root::resolve::open_in;
+
+/// What a mark lies on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Object {
+    Filesystem { major: u32, minor: u32 },
+    Mount(u64),
+    Inode(Inode),
+}
+
+impl Object {
+    fn of(target: MarkTarget, stat: &look::Stat) -> Object {
+        match target {
+            MarkTarget::Filesystem => Object::Filesystem { major: stat.inode.major, minor: stat.inode.minor },
+            MarkTarget::Mount => Object::Mount(stat.mount),
+            MarkTarget::Inode | MarkTarget::Directory => Object::Inode(stat.inode),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Laid {
+    target: MarkTarget,
+    events: Events,
+    /// What this survey wants of it.
+    wanted: Events,
+    /// Where to find the object again, inside the root.
+    path: Box<[u8]>,
+}
+
+/// All marks of one group.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    laid: HashMap<Object, Laid>,
+}
+
+impl Ledger {
+    /// Begins a survey: nothing is wanted yet.
+    pub(super) fn begin(&mut self) {
+        for laid in self.laid.values_mut() {
+            laid.wanted = Events::NONE;
+        }
+    }
+
+    /// Wants a mark on `object`, found at `path`, and lays it.
+    pub(super) fn want(
+        &mut self,
+        group: &Group,
+        target: MarkTarget,
+        events: Events,
+        object: BorrowedFd<'_>,
+        stat: &look::Stat,
+        path: &[u8],
+    ) -> std::io::Result<()> {
+        let laid = self.laid.entry(Object::of(target, stat)).or_insert_with(|| Laid {
+            target,
+            events: Events::NONE,
+            wanted: Events::NONE,
+            path: path.into(),
+        });
+        if *laid.path != *path {
+            laid.path = path.into();
+        }
+        laid.wanted = laid.wanted.union(events);
+        // Again, even if it is in the ledger: an inode may have gone, with its mark, and its number come back.
+        match group.mark(target, events, object) {
+            Ok(()) => {
+                laid.events = laid.events.union(events);
+                Ok(())
+            }
+            Err(error) => {
+                if laid.events.is_empty() {
+                    self.laid.remove(&Object::of(target, stat));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes away what the survey did not want. A mark whose object is not where it was goes with its object, or stays
+    /// and is answered by rules that no longer name it: harmless, and forgotten here.
+    pub(super) fn sweep(&mut self, group: &Group, root: BorrowedFd<'_>, features: &Features) {
+        self.laid.retain(|object, laid| {
+            let surplus: Events =
+                Event::ALL.into_iter().filter(|e| laid.events.contains(*e) && !laid.wanted.contains(*e)).collect();
+            if surplus.is_empty() {
+                return true;
+            }
+            let found = open_in(root, &laid.path).ok().filter(|file| {
+                look::stat(file.as_fd(), features).is_ok_and(|stat| Object::of(laid.target, &stat) == *object)
+            });
+            let Some(file) = found else { return !laid.wanted.is_empty() };
+            // ENOENT: the kernel has dropped the mark already.
+            let _already_gone = group.unmark(laid.target, surplus, file.as_fd());
+            laid.events = laid.wanted;
+            !laid.wanted.is_empty()
+        });
+    }
+
+    /// How many of each kind.
+    pub(super) fn counts(&self) -> MarkCounts {
+        let mut counts = MarkCounts::default();
+        for object in self.laid.keys() {
+            match object {
+                Object::Filesystem { .. } => counts.filesystem += 1,
+                Object::Mount(_) => counts.mount += 1,
+                Object::Inode(_) => counts.inode += 1,
+            }
+        }
+        counts
+    }
+}

@@ -1,0 +1,272 @@
+//! One guard on one root: one thread that answers, one that surveys, one fanotify group.
+//!
+//! ```text
+//!  manifest ──► keeper ──(orders, over a channel and an eventfd)──► worker ◄──► kernel
+//!                 │  surveys the root, lays marks                     │  reads, judges, answers
+//!                 └─ watches what its findings rest on                ├─► counters (atomics), lines (bounded queue)
+//!                                                                     └─► lookup thread (foreign mounts), and back
+//!  supervisor: starts and joins every worker, holds a duplicate of every group
+//! ```
+//!
+//! Where an event is read: [`worker`]. Where it is judged: [`judge`] (pure; rules in [`crate::policy`]). Where it is
+//! answered: [`inbox`] by way of [`crate::fanotify::answer`]. What happens when one of these breaks: the inbox survives
+//! its worker, the supervisor starts another, and [`crate::policy::Failure`] says what is answered meanwhile.
+
+mod doorbell;
+mod inbox;
+pub mod judge;
+mod keeper;
+pub mod lookup;
+mod marks;
+mod mounts;
+pub mod opener;
+pub mod problem;
+pub mod reach;
+pub mod supervisor;
+mod survey;
+pub mod view;
+mod watch;
+mod worker;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use parking_lot::Mutex;
+
+pub use keeper::Report;
+pub use problem::{Problem, ProblemReason};
+use survey::Stopping;
+pub use survey::SurveyError;
+
+use self::doorbell::Speaker;
+use self::inbox::Inbox;
+use self::judge::{Unarmed, Wrap};
+use self::keeper::{Errand, Keeper};
+use self::lookup::Lookups;
+use self::marks::Ledger;
+use self::opener::Wanted;
+use self::supervisor::Supervisor;
+use self::watch::Watcher;
+use self::worker::{Command, Desk, Orders, Worker};
+use crate::events::{GuardText, Line};
+use crate::fanotify::{Features, Group, GroupError};
+use crate::metrics::{GuardMetrics, GuardState, MarkCounts};
+use crate::policy::GuardSpec;
+use crate::root::Root;
+
+/// What the names of worker threads begin with.
+pub const WORKER_PREFIX: &str = "jg-";
+
+/// What all guards of a process share.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    /// What the kernel can do.
+    pub features: Features,
+    /// Keeps workers alive.
+    pub supervisor: Supervisor,
+    /// Looks up foreign mounts.
+    pub lookups: Lookups,
+    /// Where event lines go.
+    pub lines: Sender<Line>,
+    /// Event lines show everything (JSON), whatever their format asks.
+    pub wants_everything: bool,
+    /// Set when the process ends: surveys are given up.
+    pub stopping: Arc<AtomicBool>,
+    /// For tests of what happens when judging breaks; otherwise empty.
+    pub wrap: Wrapping,
+}
+
+/// A judge to put around every guard's own, or none.
+#[derive(Clone, Default)]
+pub struct Wrapping(pub Option<Arc<Wrap>>);
+
+impl std::fmt::Debug for Wrapping {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "Wrapping(some)" } else { "Wrapping(none)" })
+    }
+}
+
+/// A guard could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No group.
+    #[error(transparent)]
+    Group(#[from] GroupError),
+    /// The root could not be surveyed.
+    #[error(transparent)]
+    Survey(#[from] SurveyError),
+    /// No thread, descriptor or inotify instance.
+    #[error("{what}: {source}")]
+    Resource {
+        /// What could not be had.
+        what: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// A guard in force. Dropped without [`Guard::stop`], its threads end by themselves and what waits is answered.
+#[derive(Debug)]
+pub struct Guard {
+    errands: Speaker<Errand>,
+    worker: Speaker<Command>,
+    keeper: Option<JoinHandle<()>>,
+    stopped: Receiver<()>,
+    stopping: Arc<AtomicBool>,
+    report: Arc<Mutex<Report>>,
+}
+
+impl std::fmt::Debug for Errand {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Errand::Update(..) => "Update",
+            Errand::Stop => "Stop",
+        })
+    }
+}
+
+impl Guard {
+    /// Starts a guard; returns when it is in force.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left behind then.
+    pub fn start(
+        spec: Arc<GuardSpec>,
+        root: Root,
+        metrics: GuardMetrics,
+        shared: &Shared,
+    ) -> Result<Guard, StartError> {
+        let resource = |what| move |source| StartError::Resource { what, source };
+        let audit = spec.subjects().iter().any(|subject| subject.audit());
+        let group = Group::new(&shared.features, audit)?;
+        let clone = || group.try_clone().map_err(resource("a duplicate of the group's descriptor"));
+        let (worker, mailbox) = doorbell::channel().map_err(resource("an eventfd"))?;
+        let (errands, errand_box) = doorbell::channel().map_err(resource("an eventfd"))?;
+        let watcher = Watcher::new().map_err(resource("an inotify instance (fs.inotify.max_user_instances)"))?;
+
+        let desk = Arc::new(Desk {
+            metrics: metrics.clone(),
+            lines: shared.lines.clone(),
+            lookups: shared.lookups.clone(),
+            replies: worker.clone(),
+            features: shared.features,
+            own_pid: rustix::process::getpid().as_raw_pid(),
+        });
+        let orders = Arc::new(Orders {
+            judge: Arc::new(Unarmed),
+            text: Arc::new(GuardText::new(&spec, metrics.log_dropped())),
+            wanted: Wanted::default(),
+        });
+        let inbox = Inbox::new(clone()?, desk, orders.judge.clone());
+        let hand = Worker::new(inbox, mailbox, orders).map_err(|(source, _)| resource("/proc/self/fd")(source))?;
+        let (stopped_sender, stopped) = bounded(1);
+        let name = &spec.name().name;
+        shared
+            .supervisor
+            .adopt(thread_name(WORKER_PREFIX, name), clone()?, hand, stopped_sender)
+            .map_err(resource("a worker thread"))?;
+
+        let report = Arc::new(Mutex::new(Report {
+            state: GuardState::Starting,
+            marks: MarkCounts::default(),
+            problems: Default::default(),
+        }));
+        let stopping = Arc::new(AtomicBool::new(false));
+        let keeper = Keeper {
+            root,
+            group,
+            features: shared.features,
+            errands: errand_box,
+            worker: worker.clone(),
+            metrics,
+            report: report.clone(),
+            stopping: Stopping { guard: stopping.clone(), process: shared.stopping.clone() },
+            wants_everything: shared.wants_everything,
+            wrap: shared.wrap.clone(),
+            ledger: Ledger::default(),
+            watcher,
+            spec: spec.clone(),
+        };
+        let mut guard = Guard { errands, worker, keeper: None, stopped, stopping, report };
+        let thread = std::thread::Builder::new().name(thread_name("jk-", name)).spawn(move || keeper.keep());
+        match thread {
+            Ok(thread) => guard.keeper = Some(thread),
+            Err(source) => {
+                guard.stop(Duration::from_secs(1));
+                return Err(StartError::Resource { what: "a keeper thread", source });
+            }
+        }
+        match guard.update(spec) {
+            Ok(()) => Ok(guard),
+            Err(error) => {
+                guard.stop(Duration::from_secs(1));
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Changes what is enforced, in place; returns when it is in force. What both specs guard is guarded throughout.
+    ///
+    /// # Errors
+    /// [`SurveyError`]; the old rules stay in force then.
+    pub fn update(&self, spec: Arc<GuardSpec>) -> Result<(), SurveyError> {
+        let (answer, answered) = bounded(1);
+        self.errands.send(Errand::Update(spec, answer)).map_err(|_| SurveyError::Stopped)?;
+        answered.recv().unwrap_or(Err(SurveyError::Stopped))
+    }
+
+    /// How it is.
+    pub fn report(&self) -> Report {
+        self.report.lock().clone()
+    }
+
+    /// How it is, for whoever asks later.
+    pub fn reports(&self) -> Arc<Mutex<Report>> {
+        self.report.clone()
+    }
+
+    /// Asks it to stop; [`Guard::stop`] waits for that. Asking many first stops them side by side.
+    pub fn begin_stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        // Gone already: then so is what it would have stopped.
+        let _gone = self.errands.send(Errand::Stop);
+    }
+
+    /// Stops it: marks are removed, what is queued is answered, threads are joined. False when that was not done within
+    /// `patience`; what still waits is then answered by the kernel (allowed) when the process ends.
+    pub fn stop(mut self, patience: Duration) -> bool {
+        self.begin_stop();
+        let deadline = Instant::now() + patience;
+        match self.keeper.take() {
+            Some(keeper) => {
+                // The keeper goes first and tells the worker; one that hangs is left behind at half time.
+                while !keeper.is_finished() && Instant::now() + patience / 2 < deadline {
+                    std::thread::park_timeout(Duration::from_millis(1));
+                }
+                if !keeper.is_finished() {
+                    let _gone = self.worker.send(Command::Stop);
+                } else if keeper.join().is_err() {
+                    tracing::error!("a keeper panicked");
+                }
+            }
+            None => {
+                let _gone = self.worker.send(Command::Stop);
+            }
+        }
+        self.stopped.recv_deadline(deadline).is_ok()
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.begin_stop();
+    }
+}
+
+/// The kernel keeps 15 bytes of a thread's name.
+fn thread_name(prefix: &str, name: &str) -> String {
+    prefix.chars().chain(name.chars()).take(15).collect()
+}

@@ -1,0 +1,77 @@
+//! What a guard cannot guard as written: never silent.
+
+use crate::policy::RuleId;
+
+/// Why. The word is the `reason` of a status problem and the label of `janus_guard_problems_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ProblemReason {
+    /// The root cannot be reached, or its process has ended.
+    RootUnreachable,
+    /// A path lies on a file system that is not gated.
+    FilesystemNotGated,
+    /// A path is a device, a FIFO or a socket, or lies on `/dev`. Linux 6.18 raises no permission event for them.
+    SpecialFileNotGated,
+    /// The kernel refused a mark.
+    MarkRefused,
+    /// `mount: true` on the node's own root mount.
+    NodeMount,
+    /// `onlyDir` and the path is no directory: it is left out.
+    NotADirectory,
+    /// A path runs through too many symlinks.
+    SymlinkLoop,
+    /// A path cannot be followed.
+    PathUnreadable,
+    /// A tree or a directory is larger than a survey looks at.
+    TooManyEntries,
+    /// `fs.inotify.max_user_watches` was reached: changes are noticed late or never.
+    WatchLimit,
+    /// `audit: true` and the kernel or our capabilities lack it.
+    AuditUnavailable,
+    /// `except` and `autoAllowOwner` are not enforced by this release.
+    ProcessRulesNotEnforced,
+    /// The thread that surveys the root panicked. What was in force stays; it starts again.
+    KeeperPanicked,
+    /// A path does not exist yet. It is guarded from the moment it does.
+    PathAbsent,
+}
+
+impl ProblemReason {
+    /// The word.
+    pub const fn word(self) -> &'static str {
+        match self {
+            ProblemReason::RootUnreachable => "RootUnreachable",
+            ProblemReason::FilesystemNotGated => "FilesystemNotGated",
+            ProblemReason::SpecialFileNotGated => "SpecialFileNotGated",
+            ProblemReason::MarkRefused => "MarkRefused",
+            ProblemReason::NodeMount => "NodeMount",
+            ProblemReason::NotADirectory => "NotADirectory",
+            ProblemReason::SymlinkLoop => "SymlinkLoop",
+            ProblemReason::PathUnreadable => "PathUnreadable",
+            ProblemReason::TooManyEntries => "TooManyEntries",
+            ProblemReason::WatchLimit => "WatchLimit",
+            ProblemReason::AuditUnavailable => "AuditUnavailable",
+            ProblemReason::ProcessRulesNotEnforced => "ProcessRulesNotEnforced",
+            ProblemReason::KeeperPanicked => "KeeperPanicked",
+            ProblemReason::PathAbsent => "PathAbsent",
+        }
+    }
+
+    /// Whether something that should be guarded is not. A path that is merely absent, or left out as `onlyDir` asks, is
+    /// no such thing.
+    pub const fn degrades(self) -> bool {
+        !matches!(self, ProblemReason::PathAbsent | ProblemReason::NotADirectory)
+    }
+}
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// Why.
+    pub reason: ProblemReason,
+    /// The rule that it concerns, if one.
+    pub rule: Option<RuleId>,
+    /// The path inside the root. A container's bytes: escape before showing.
+    pub path: Vec<u8>,
+    /// What else there is to say.
+    pub detail: String,
+}

@@ -1,0 +1,418 @@
+//! The guard's thread: reads, judges, answers.
+//!
+//! Flow: poll the group and the mailbox; read a batch; for each event look at its file (two calls on the descriptor that
+//! the kernel opened) and ask the [`Judge`]; write every answer with one `writev`; close the files; only then count and
+//! hand over lines.
+//!
+//! Guarantees: between read and answer there is no log, no lock that another thread holds, no file opened (procfs
+//! excepted, and only when an event line asks who it was), and in a steady state no allocation. Our own process is always
+//! allowed, first. An event whose mount is not known waits for the lookup thread, never longer than
+//! [`lookup::DEADLINE`], while the others are answered.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam_channel::Sender;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use super::doorbell::{Mailbox, Speaker};
+use super::inbox::{Held, Inbox};
+use super::judge::{Judge, Mount, Seen, Verdict};
+use super::lookup::{self, Lookups, Request};
+use super::opener::{Opener, Wanted};
+use super::view::{Names, Tree};
+use crate::events::{GuardText, Line};
+use crate::fanotify::answer::{Answer, BATCH, Outcome};
+use crate::fanotify::group::ReadBuffer;
+use crate::fanotify::look::{self, Stat};
+use crate::fanotify::{Features, PermissionEvent, ReadError};
+use crate::metrics::GuardMetrics;
+use crate::policy::{Decision, Failure, Reason, Response};
+
+/// What a worker is told.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Judge by these orders from now on; answers when they are in force.
+    Orders(Arc<Orders>, Sender<()>),
+    /// A lookup has come back.
+    Mount {
+        /// Which mount.
+        mount: u64,
+        /// What it shows.
+        tree: Result<Tree, Failure>,
+    },
+    /// Remove all marks, answer what is queued, end.
+    Stop,
+}
+
+/// What a worker judges by, replaced as a whole.
+#[derive(Debug, Clone)]
+pub(super) struct Orders {
+    /// The rules.
+    pub judge: Arc<dyn Judge>,
+    /// The names and formats for event lines.
+    pub text: Arc<GuardText>,
+    /// Which facts about the opener the lines ask for.
+    pub wanted: Wanted,
+}
+
+/// What a worker needs besides orders; the same for the guard's whole life.
+#[derive(Debug)]
+pub(super) struct Desk {
+    pub(super) metrics: GuardMetrics,
+    pub(super) lines: Sender<Line>,
+    pub(super) lookups: Lookups,
+    pub(super) replies: Speaker<Command>,
+    pub(super) features: Features,
+    pub(super) own_pid: i32,
+}
+
+/// Why a worker ended by itself.
+#[derive(Debug)]
+pub(super) enum End {
+    /// It was told to.
+    Stopped,
+    /// The group cannot be polled or read any more.
+    GroupLost(Errno),
+    /// It misread the queue.
+    Misread(ReadError),
+}
+
+pub(super) struct Worker {
+    pub(super) inbox: Inbox,
+    pub(super) mailbox: Mailbox<Command>,
+    pub(super) orders: Arc<Orders>,
+    kernel: Kernel,
+    batch: Batch,
+}
+
+/// What is needed to look at files; refilled, never reallocated.
+struct Kernel {
+    buffer: ReadBuffer,
+    paths: look::Names,
+    names: Names,
+}
+
+/// What came of a batch, event by event; refilled, never reallocated.
+#[derive(Default)]
+struct Batch {
+    decisions: Vec<Option<Decision>>,
+    notes: Vec<Note>,
+    shown: Vec<u8>,
+    answers: Vec<Answer>,
+    outcomes: Vec<Option<Outcome>>,
+}
+
+/// What is remembered of an event for after its answer.
+#[derive(Default)]
+struct Note {
+    own: bool,
+    stat: Option<Stat>,
+    /// The end of its path in `shown`; it begins where the previous one ends.
+    shown_to: usize,
+    opener: Option<Opener>,
+}
+
+impl Worker {
+    /// # Errors
+    /// Why `/proc/self/fd` cannot be opened, and the inbox back: its events still want their answers.
+    pub(super) fn new(
+        inbox: Inbox,
+        mailbox: Mailbox<Command>,
+        orders: Arc<Orders>,
+    ) -> Result<Worker, (std::io::Error, Box<Inbox>)> {
+        let paths = match look::Names::new() {
+            Ok(paths) => paths,
+            Err(errno) => return Err((errno.into(), Box::new(inbox))),
+        };
+        let kernel = Kernel { buffer: ReadBuffer::default(), paths, names: Names::default() };
+        Ok(Worker { inbox, mailbox, orders, kernel, batch: Batch::default() })
+    }
+
+    /// Answers events until it is told to stop. `inbox` may hold what a predecessor left.
+    pub(super) fn run(&mut self) -> End {
+        self.judge_and_answer(None);
+        loop {
+            if let Err(errno) = self.wait() {
+                return End::GroupLost(errno);
+            }
+            self.mailbox.quiet();
+            while let Ok(Some(command)) = self.mailbox.take() {
+                match command {
+                    Command::Orders(orders, acknowledge) => {
+                        self.inbox.judge = orders.judge.clone();
+                        self.orders = orders;
+                        // Whoever gave the order may have gone; the order stands.
+                        let _gone = acknowledge.send(());
+                    }
+                    Command::Mount { mount, tree } => self.looked_up(mount, &tree),
+                    Command::Stop => return self.stop(),
+                }
+            }
+            self.expire();
+            match self.read() {
+                Ok(()) | Err(ReadError::Empty) => {}
+                Err(error @ ReadError::Record(_)) => return End::Misread(error),
+                Err(ReadError::Read(errno @ (Errno::BADF | Errno::INVAL | Errno::FAULT))) => {
+                    return End::GroupLost(errno);
+                }
+                // EMFILE, ENFILE, ENOMEM, or the file's own error: the kernel has denied the event at the head.
+                Err(ReadError::Read(_)) => self.inbox.desk.metrics.failed(Failure::ReadFailed, 1),
+            }
+        }
+    }
+
+    fn wait(&self) -> Result<(), Errno> {
+        let timeout = self.inbox.held.iter().map(|held| held.since).min().map(|oldest| {
+            let left = lookup::DEADLINE.saturating_sub(oldest.elapsed());
+            // Rounded up, or the last millisecond would be spent spinning.
+            let left = left + Duration::from_millis(1);
+            Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() }
+        });
+        let mut fds = [
+            PollFd::new(&self.inbox.group, PollFlags::IN),
+            PollFd::from_borrowed_fd(self.mailbox.as_fd(), PollFlags::IN),
+        ];
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Reads one batch and answers it, even if reading failed behind its first events.
+    fn read(&mut self) -> Result<(), ReadError> {
+        let result = self.inbox.group.read(&mut self.kernel.buffer, &mut self.inbox.fresh);
+        if !self.inbox.fresh.is_empty() {
+            self.inbox.read_at = Instant::now();
+            self.judge_and_answer(None);
+        }
+        if let Ok(report) = result
+            && report.denied_by_kernel > 0
+        {
+            self.inbox.desk.metrics.failed(Failure::EventFd, report.denied_by_kernel.into());
+        }
+        result.map(|_| ())
+    }
+
+    /// Judges everything fresh, answers it in one go, and keeps what has to wait for a lookup. `mount`: what is now known
+    /// of the mount of every fresh event.
+    fn judge_and_answer(&mut self, mount: Option<Mount<'_>>) {
+        self.batch.decisions.clear();
+        self.batch.notes.clear();
+        self.batch.shown.clear();
+        for at in 0..self.inbox.fresh.len() {
+            self.inbox.judging = Some(at);
+            let decision = self.judge(at, mount.unwrap_or(Mount::Unasked));
+            self.batch.decisions.push(decision);
+        }
+        self.inbox.judging = None;
+        if self.inbox.fresh.is_empty() {
+            return;
+        }
+        let Batch { decisions, answers, outcomes, .. } = &mut self.batch;
+        self.inbox.answer(decisions, answers, outcomes);
+        self.hold_back();
+        self.account();
+    }
+
+    /// `None`: has to wait for a lookup, which is under way.
+    fn judge(&mut self, at: usize, mount: Mount<'_>) -> Option<Decision> {
+        let event = &self.inbox.fresh[at];
+        let mut note = Note { shown_to: self.batch.shown.len(), ..Note::default() };
+        let decision = if event.pid == self.inbox.desk.own_pid {
+            note.own = true;
+            Some(OWN)
+        } else {
+            match self.kernel.look(event, &self.inbox.desk.features) {
+                Ok(stat) => {
+                    note.stat = Some(stat);
+                    self.judge_seen(at, &stat, mount)
+                }
+                Err(failure) => Some(self.orders.judge.failed(failure)),
+            }
+        };
+        self.batch.notes.push(note);
+        if decision.is_some_and(|decision| decision.line) {
+            self.note(at);
+        }
+        decision
+    }
+
+    fn judge_seen(&mut self, at: usize, stat: &Stat, mount: Mount<'_>) -> Option<Decision> {
+        let Self { inbox, kernel, orders, .. } = self;
+        let (inbox, judge) = (&*inbox, &*orders.judge);
+        let features = &inbox.desk.features;
+        match kernel.judge(&inbox.fresh[at], stat, judge, features, mount) {
+            Verdict::Decided(decision) => return Some(decision),
+            Verdict::AskMount => {}
+        }
+        let failure = ask(inbox, &inbox.fresh[at], stat).err()?;
+        match kernel.judge(&inbox.fresh[at], stat, judge, features, Mount::Failed(failure)) {
+            Verdict::Decided(decision) => Some(decision),
+            Verdict::AskMount => Some(judge.failed(failure)),
+        }
+    }
+
+    /// Remembers what an event's line will show.
+    fn note(&mut self, at: usize) {
+        let event = &self.inbox.fresh[at];
+        if let Some(name) = self.kernel.names.iter().next() {
+            self.batch.shown.extend_from_slice(name);
+        } else if let Ok(path) = self.kernel.paths.of(&event.file, 1) {
+            self.batch.shown.extend_from_slice(path);
+        }
+        let opener = (self.orders.wanted != Wanted::default()).then(|| Opener::look(event.pid, self.orders.wanted));
+        if let Some(note) = self.batch.notes.last_mut() {
+            note.shown_to = self.batch.shown.len();
+            note.opener = opener;
+        }
+    }
+
+    /// Moves the events without a decision behind the answered ones, and from there to `held`.
+    fn hold_back(&mut self) {
+        let waiting = self.batch.decisions.iter().filter(|d| d.is_none()).count();
+        if waiting == 0 {
+            return;
+        }
+        let since = self.inbox.read_at;
+        let mut at = 0;
+        for (decision, note) in self.batch.decisions.iter().zip(&self.batch.notes) {
+            match (decision, note.stat) {
+                (None, Some(stat)) => {
+                    let event = self.inbox.fresh.remove(at);
+                    self.inbox.held.push(Held { event, since, mount: stat.mount });
+                }
+                _ => at += 1,
+            }
+        }
+    }
+
+    /// After the answers: closes, counts, hands over lines. `fresh` holds the answered events only.
+    fn account(&mut self) {
+        let seconds = self.inbox.read_at.elapsed().as_secs_f64();
+        let mut answered = 0;
+        let mut shown_from = 0;
+        for ((decision, note), outcome) in
+            self.batch.decisions.iter().zip(&mut self.batch.notes).zip(&self.batch.outcomes)
+        {
+            let shown = &self.batch.shown[shown_from..note.shown_to];
+            shown_from = note.shown_to;
+            let (Some(decision), Some(outcome)) = (decision, outcome) else { continue };
+            let event = &self.inbox.fresh[answered];
+            answered += 1;
+            match outcome {
+                Outcome::Answered if !note.own => {
+                    self.inbox.desk.metrics.answered(event.event, decision, seconds);
+                    if decision.line {
+                        let line = Line {
+                            at: SystemTime::now(),
+                            text: self.orders.text.clone(),
+                            decision: *decision,
+                            event: event.event,
+                            directory: note.stat.is_some_and(|stat| stat.is_directory()),
+                            path: shown.into(),
+                            pid: event.pid,
+                            opener: note.opener.take(),
+                        };
+                        if self.inbox.desk.lines.try_send(line).is_err() {
+                            self.inbox.desk.metrics.line_dropped();
+                        }
+                    }
+                }
+                Outcome::Answered | Outcome::Gone => {}
+                Outcome::Refused(errno) => {
+                    self.inbox.desk.metrics.failed(Failure::AnswerRefused, 1);
+                    tracing::error!(%errno, "the kernel refused an answer: an opener may be blocked");
+                }
+            }
+        }
+        self.inbox.close_answered(answered);
+    }
+
+    /// A lookup has come back: judges the events that waited for it.
+    fn looked_up(&mut self, mount: u64, tree: &Result<Tree, Failure>) {
+        self.release(
+            |held| held.mount == mount,
+            match tree {
+                Ok(tree) => Mount::Tree(tree),
+                Err(failure) => Mount::Failed(*failure),
+            },
+        );
+    }
+
+    /// Judges the events whose lookup is overdue without it.
+    fn expire(&mut self) {
+        self.release(|held| held.since.elapsed() >= lookup::DEADLINE, Mount::Failed(Failure::LookupTimeout));
+    }
+
+    fn release(&mut self, ready: impl Fn(&Held) -> bool, mount: Mount<'_>) {
+        // A batch is bounded by what one writev takes. Events that were looked up are decided, so this ends.
+        while let Some(first) = self.inbox.held.iter().position(&ready) {
+            let mut at = first;
+            while at < self.inbox.held.len() && self.inbox.fresh.len() < BATCH {
+                if ready(&self.inbox.held[at]) {
+                    let held = self.inbox.held.swap_remove(at);
+                    if self.inbox.fresh.is_empty() || held.since < self.inbox.read_at {
+                        self.inbox.read_at = held.since;
+                    }
+                    self.inbox.fresh.push(held.event);
+                } else {
+                    at += 1;
+                }
+            }
+            self.judge_and_answer(Some(mount));
+        }
+    }
+
+    /// Takes all marks away, answers what is queued, and ends.
+    fn stop(&mut self) -> End {
+        if let Err(error) = self.inbox.group.flush() {
+            tracing::error!(%error, "marks could not be removed; they go with the group");
+        }
+        while let Ok(()) | Err(ReadError::Read(Errno::MFILE | Errno::NFILE)) = self.read() {}
+        self.release(|_| true, Mount::Failed(Failure::LookupTimeout));
+        End::Stopped
+    }
+}
+
+/// Has the mount of an event looked up; the answer comes as [`Command::Mount`].
+fn ask(inbox: &Inbox, event: &PermissionEvent, stat: &Stat) -> Result<(), Failure> {
+    // One lookup serves every event that waits for the same mount.
+    if inbox.held.iter().any(|held| held.mount == stat.mount) {
+        return Ok(());
+    }
+    let mountinfo_id = look::mountinfo_id(event.file.as_fd()).map_err(|_| Failure::StatFailed)?;
+    let reply = inbox.desk.replies.clone();
+    inbox.desk.lookups.ask(Request { mount: stat.mount, mountinfo_id, pid: event.pid, reply })
+}
+
+/// The answer to ourselves.
+const OWN: Decision = Decision {
+    response: Response::Allow,
+    would_deny: false,
+    rule: None,
+    reason: Reason::NoRule,
+    line: false,
+    audit: false,
+};
+
+impl Kernel {
+    fn look(&self, event: &PermissionEvent, features: &Features) -> Result<Stat, Failure> {
+        look::stat(event.file.as_fd(), features).map_err(|_| Failure::StatFailed)
+    }
+
+    fn judge(
+        &mut self,
+        event: &PermissionEvent,
+        stat: &Stat,
+        judge: &dyn Judge,
+        features: &Features,
+        mount: Mount<'_>,
+    ) -> Verdict {
+        let handle = if judge.suspect(stat.inode) { look::handle(event.file.as_fd(), features) } else { None };
+        let path = self.paths.of(&event.file, stat.links).ok();
+        judge.judge(&Seen { event: event.event, stat: *stat, path, handle }, mount, &mut self.names)
+    }
+}

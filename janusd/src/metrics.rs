@@ -1,0 +1,314 @@
+//! The counters of the contract (section 5).
+//!
+//! Handles are resolved when a guard starts; counting is one atomic addition. Labels are the guard's own names and words
+//! from fixed lists, never a tenant's string.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+use crate::policy::{Decision, Event, Failure, GuardName, Outcome};
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct GuardLabels {
+    namespace: String,
+    guard: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EventLabels {
+    namespace: String,
+    guard: String,
+    event: Word,
+    response: Word,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    namespace: String,
+    guard: String,
+    reason: Word,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabels {
+    state: Word,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    kind: Word,
+}
+
+/// A label value from a fixed list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Word(&'static str);
+
+impl EncodeLabelValue for Word {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        EncodeLabelValue::encode(&self.0, encoder)
+    }
+}
+
+/// What a guard's mark can lie on, as `janus_marks{kind}` names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MarkCounts {
+    /// Files and directories.
+    pub inode: u64,
+    /// Mounts.
+    pub mount: u64,
+    /// File systems.
+    pub filesystem: u64,
+}
+
+impl MarkCounts {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.inode + self.mount + self.filesystem
+    }
+}
+
+/// The state of a guard, as `janus_guards{state}` names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuardState {
+    /// Being armed for the first time.
+    Starting,
+    /// In force.
+    Guarding,
+    /// In force, with something that cannot be guarded.
+    Degraded,
+    /// Its worker is being replaced; openers wait.
+    Restarting,
+}
+
+impl GuardState {
+    const ALL: [GuardState; 4] =
+        [GuardState::Starting, GuardState::Guarding, GuardState::Degraded, GuardState::Restarting];
+
+    const fn word(self) -> &'static str {
+        match self {
+            GuardState::Starting => "starting",
+            GuardState::Guarding => "guarding",
+            GuardState::Degraded => "degraded",
+            GuardState::Restarting => "restarting",
+        }
+    }
+}
+
+/// All metric families of the process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    events: Family<EventLabels, Counter>,
+    response_seconds: Family<GuardLabels, Histogram, fn() -> Histogram>,
+    fallbacks: Family<ReasonLabels, Counter>,
+    log_dropped: Family<GuardLabels, Counter>,
+    problems: Family<ReasonLabels, Counter>,
+    worker_restarts: Family<GuardLabels, Counter>,
+    guards: Family<StateLabels, Gauge>,
+    marks: Family<KindLabels, Gauge>,
+}
+
+/// From a bare answer on one CPU (10 µs) to what a person notices; seconds.
+fn response_histogram() -> Histogram {
+    Histogram::new([5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 5e-3, 2.5e-2, 0.1, 0.5, 1.0])
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::default();
+        let events = Family::default();
+        let response_seconds = Family::new_with_constructor(response_histogram as fn() -> Histogram);
+        let (fallbacks, log_dropped, problems) = (Family::default(), Family::default(), Family::default());
+        let (worker_restarts, guards, marks) = (Family::default(), Family::default(), Family::default());
+        registry.register(
+            "janus_guard_events",
+            "Permission events that the guard answered. Janus's own accesses are answered and not counted",
+            Family::clone(&events),
+        );
+        registry.register(
+            "janus_guard_response_seconds",
+            "Time from reading an event from the kernel to its answer",
+            Family::clone(&response_seconds),
+        );
+        registry.register(
+            "janus_guard_fallbacks",
+            "Events that could not be judged and were answered by failurePolicy, or denied by the kernel",
+            Family::clone(&fallbacks),
+        );
+        registry.register(
+            "janus_guard_log_dropped",
+            "Event lines that were dropped because their reader was slow",
+            Family::clone(&log_dropped),
+        );
+        registry.register(
+            "janus_guard_problems",
+            "Times that something was found which the guard cannot guard as written",
+            Family::clone(&problems),
+        );
+        registry.register(
+            "janus_guard_worker_restarts",
+            "Times that the guard's thread died and was replaced",
+            Family::clone(&worker_restarts),
+        );
+        registry.register("janus_guards", "Guards by state", Family::clone(&guards));
+        registry.register("janus_marks", "fanotify marks by kind", Family::clone(&marks));
+        registry.register(
+            "janus_build",
+            "The running janusd",
+            Info::new(vec![
+                ("version", env!("CARGO_PKG_VERSION")),
+                ("revision", option_env!("JANUS_REVISION").unwrap_or("unknown")),
+            ]),
+        );
+        Metrics { registry, events, response_seconds, fallbacks, log_dropped, problems, worker_restarts, guards, marks }
+    }
+}
+
+impl Metrics {
+    /// The handles of one guard, each at zero if it is new.
+    pub fn guard(&self, name: &GuardName) -> GuardMetrics {
+        let labels = GuardLabels { namespace: name.namespace.clone(), guard: name.name.clone() };
+        let reason = |reason: &'static str| ReasonLabels {
+            namespace: name.namespace.clone(),
+            guard: name.name.clone(),
+            reason: Word(reason),
+        };
+        let event = |event: Event, response: Outcome| {
+            let labels = EventLabels {
+                namespace: name.namespace.clone(),
+                guard: name.name.clone(),
+                event: Word(event.word()),
+                response: Word(response.label()),
+            };
+            self.events.get_or_create(&labels).clone()
+        };
+        GuardMetrics {
+            events: Event::ALL.map(|e| Outcome::ALL.map(|r| event(e, r))),
+            response_seconds: self.response_seconds.get_or_create(&labels).clone(),
+            fallbacks: Failure::ALL.map(|f| self.fallbacks.get_or_create(&reason(f.word())).clone()),
+            log_dropped: self.log_dropped.get_or_create(&labels).clone(),
+            worker_restarts: self.worker_restarts.get_or_create(&labels).clone(),
+            problems: self.problems.clone(),
+            labels,
+        }
+    }
+
+    /// Sets `janus_guards` and `janus_marks`.
+    pub fn set_totals(&self, states: impl IntoIterator<Item = GuardState>, marks: &MarkCounts) {
+        let states: Vec<GuardState> = states.into_iter().collect();
+        for state in GuardState::ALL {
+            let count = states.iter().filter(|s| **s == state).count();
+            self.guards.get_or_create(&StateLabels { state: Word(state.word()) }).set(count as i64);
+        }
+        for (kind, count) in [("inode", marks.inode), ("mount", marks.mount), ("filesystem", marks.filesystem)] {
+            self.marks.get_or_create(&KindLabels { kind: Word(kind) }).set(count.cast_signed());
+        }
+    }
+
+    /// All of it as OpenMetrics text.
+    ///
+    /// # Errors
+    /// None that writing to a string could have.
+    pub fn open_metrics(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// OpenMetrics text as the older Prometheus text format (version 0.0.4): a counter's family bears the name of its
+/// samples, there is no `# UNIT`, no `# EOF` and no `info` type.
+pub fn prometheus_text(open_metrics: &str) -> String {
+    let mut counters: Vec<&str> = Vec::new();
+    let mut infos: Vec<&str> = Vec::new();
+    for line in open_metrics.lines() {
+        if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
+            match kind {
+                "counter" => counters.push(name),
+                "info" => infos.push(name),
+                _ => {}
+            }
+        }
+    }
+    let mut text = String::with_capacity(open_metrics.len());
+    for line in open_metrics.lines() {
+        if line == "# EOF" || line.starts_with("# UNIT ") {
+            continue;
+        }
+        let renamed = ["# HELP ", "# TYPE "].into_iter().find_map(|tag| {
+            let (name, rest) = line.strip_prefix(tag)?.split_once(' ')?;
+            if counters.contains(&name) {
+                Some(format!("{tag}{name}_total {rest}"))
+            } else if infos.contains(&name) {
+                Some(format!("{tag}{name}_info {}", if rest == "info" { "gauge" } else { rest }))
+            } else {
+                None
+            }
+        });
+        text.push_str(renamed.as_deref().unwrap_or(line));
+        text.push('\n');
+    }
+    text
+}
+
+/// One guard's handles.
+#[derive(Debug, Clone)]
+pub struct GuardMetrics {
+    events: [[Counter<u64, AtomicU64>; 3]; 3],
+    response_seconds: Histogram,
+    fallbacks: [Counter<u64, AtomicU64>; Failure::ALL.len()],
+    log_dropped: Counter,
+    worker_restarts: Counter,
+    problems: Family<ReasonLabels, Counter>,
+    labels: GuardLabels,
+}
+
+impl GuardMetrics {
+    /// An event was answered, `seconds` after it was read.
+    pub fn answered(&self, event: Event, decision: &Decision, seconds: f64) {
+        self.events[event as usize][decision.outcome() as usize].inc();
+        self.response_seconds.observe(seconds);
+        if let crate::policy::Reason::Failure(failure) = decision.reason {
+            self.failed(failure, 1);
+        }
+    }
+
+    /// Events could not be judged.
+    pub fn failed(&self, failure: Failure, count: u64) {
+        if let Some(at) = Failure::ALL.iter().position(|f| *f == failure) {
+            self.fallbacks[at].inc_by(count);
+        }
+    }
+
+    /// An event line was dropped.
+    pub fn line_dropped(&self) {
+        self.log_dropped.inc();
+    }
+
+    /// The counter of dropped lines, for whoever writes them.
+    pub fn log_dropped(&self) -> Counter {
+        self.log_dropped.clone()
+    }
+
+    /// The worker was replaced.
+    pub fn worker_restarted(&self) {
+        self.worker_restarts.inc();
+    }
+
+    /// Something cannot be guarded.
+    pub fn problem(&self, reason: &'static str) {
+        let labels = ReasonLabels {
+            namespace: self.labels.namespace.clone(),
+            guard: self.labels.guard.clone(),
+            reason: Word(reason),
+        };
+        self.problems.get_or_create(&labels).inc();
+    }
+}
