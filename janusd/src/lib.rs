@@ -1,6 +1,13 @@
 //! janusd, the Janus node daemon, as a library: `main.rs` only parses arguments and calls in here.
 
+pub mod admin;
 pub mod check;
+pub mod commands;
+pub mod events;
+pub mod fanotify;
+pub mod guard;
 pub mod line;
 pub mod manifest;
+pub mod metrics;
 pub mod policy;
+pub mod root;

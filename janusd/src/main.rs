@@ -1,2 +1,73 @@
 //! The janusd command.
-fn main() {}
+
+mod args;
+
+use std::os::unix::ffi::OsStringExt;
+use std::process::ExitCode;
+
+use args::{Arguments, CheckArguments, Command, EventFormat, EventWord, LogFormat, OriginWord, Output};
+use clap::Parser;
+use janusd::check::Inquiry;
+use janusd::commands::guard::{Options, RootPlace};
+use janusd::{commands, events, policy};
+
+fn main() -> ExitCode {
+    let status = match Arguments::parse().command {
+        Command::Guard(arguments) => {
+            log_to_stderr(arguments.log_format);
+            commands::guard::run(Options {
+                files: arguments.manifests.files,
+                place: match arguments.pid {
+                    Some(pid) => RootPlace::Process(pid),
+                    None => RootPlace::Directory(arguments.root),
+                },
+                admin_listen: arguments.admin_listen,
+                event_format: match arguments.event_format {
+                    EventFormat::Guard => events::EventFormat::Guard,
+                    EventFormat::Json => events::EventFormat::Json,
+                },
+            })
+        }
+        Command::Check(arguments) => {
+            let inquiry = inquiry(&arguments);
+            commands::check::run(&arguments.manifests.files, inquiry.as_ref())
+        }
+        Command::Preflight(arguments) => commands::preflight::run(arguments.output == Output::Json),
+        Command::Demo => {
+            log_to_stderr(LogFormat::Text);
+            commands::demo::run()
+        }
+    };
+    ExitCode::from(status)
+}
+
+/// `RUST_LOG` chooses what is told, as everywhere.
+fn log_to_stderr(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
+        .from_env_lossy();
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => subscriber.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => subscriber.json().init(),
+    }
+}
+
+fn inquiry(arguments: &CheckArguments) -> Option<Inquiry> {
+    Some(Inquiry {
+        path: arguments.explain.clone()?.into_os_string().into_vec(),
+        event: arguments.event.map(|event| match event {
+            EventWord::Open => policy::Event::Open,
+            EventWord::Access => policy::Event::Access,
+            EventWord::Execute => policy::Event::Execute,
+        }),
+        origin: arguments.origin.map(|origin| match origin {
+            OriginWord::Owner => policy::Origin::Owner,
+            OriginWord::Session => policy::Origin::Session,
+            OriginWord::Pod => policy::Origin::Pod,
+            OriginWord::Node => policy::Origin::Node,
+        }),
+        executable: arguments.exe.clone(),
+        user: arguments.uid,
+    })
+}

@@ -1,0 +1,144 @@
+//! What the command line says, before anything is made of it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Janus node daemon: answers the kernel's fanotify permission events for guarded files.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 110)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Enforce JanusGuard manifests on this machine, without a cluster, until SIGINT or SIGTERM.
+    ///
+    /// Event lines go to stdout, everything else to stderr. SIGHUP reads the manifests again.
+    Guard(GuardArguments),
+    /// Validate JanusGuard manifests, and tell what they would decide.
+    Check(CheckArguments),
+    /// Tell what this kernel can gate.
+    Preflight(PreflightArguments),
+    /// Show a real denial and a real allow on a scratch directory.
+    Demo,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Manifests {
+    /// Manifests; `-` is stdin.
+    #[arg(
+        short = 'f',
+        long = "file",
+        value_name = "FILE",
+        required = true,
+        num_args = 1..,
+        env = "JANUS_FILE"
+    )]
+    pub(crate) files: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GuardArguments {
+    #[command(flatten)]
+    pub(crate) manifests: Manifests,
+    /// The directory that the manifests' paths are relative to.
+    #[arg(long, value_name = "DIR", env = "JANUS_ROOT", conflicts_with = "pid", default_value = "/")]
+    pub(crate) root: PathBuf,
+    /// Guard inside the root of this process, as for a container.
+    #[arg(long, value_name = "PID", env = "JANUS_PID")]
+    pub(crate) pid: Option<i32>,
+    /// Serve /metrics, /livez and /readyz here.
+    #[arg(long, value_name = "ADDR", env = "JANUS_ADMIN_LISTEN")]
+    pub(crate) admin_listen: Option<SocketAddr>,
+    /// How event lines look.
+    #[arg(long, value_enum, default_value_t, env = "JANUS_EVENT_FORMAT")]
+    pub(crate) event_format: EventFormat,
+    /// How everything else looks, on stderr.
+    #[arg(long, value_enum, default_value_t, env = "JANUS_LOG_FORMAT")]
+    pub(crate) log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub(crate) enum EventFormat {
+    /// As each guard's logFormat says.
+    #[default]
+    Guard,
+    /// One JSON object a line.
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArguments {
+    #[command(flatten)]
+    pub(crate) manifests: Manifests,
+    /// Tell which rule would decide about this path, and how. A trailing slash makes it a directory.
+    #[arg(long, value_name = "PATH", env = "JANUS_EXPLAIN")]
+    pub(crate) explain: Option<PathBuf>,
+    /// Only this event.
+    #[arg(long, value_enum, value_name = "EVENT", requires = "explain", env = "JANUS_EXPLAIN_EVENT")]
+    pub(crate) event: Option<EventWord>,
+    /// The process's origin.
+    #[arg(
+        long = "as",
+        value_enum,
+        ignore_case = true,
+        value_name = "ORIGIN",
+        requires = "explain",
+        env = "JANUS_EXPLAIN_AS"
+    )]
+    pub(crate) origin: Option<OriginWord>,
+    /// The process's executable.
+    #[arg(long, value_name = "PATH", requires = "explain", env = "JANUS_EXPLAIN_EXE")]
+    pub(crate) exe: Option<String>,
+    /// The process's user, as the container sees it.
+    #[arg(long, value_name = "N", requires = "explain", env = "JANUS_EXPLAIN_UID")]
+    pub(crate) uid: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum EventWord {
+    Open,
+    Access,
+    Execute,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum OriginWord {
+    #[value(name = "Owner")]
+    Owner,
+    #[value(name = "Session")]
+    Session,
+    #[value(name = "Pod")]
+    Pod,
+    #[value(name = "Node")]
+    Node,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PreflightArguments {
+    /// How to print.
+    #[arg(short, long, value_enum, default_value_t, env = "JANUS_OUTPUT")]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// One line a feature.
+    #[default]
+    Text,
+    /// One JSON object.
+    Json,
+}

@@ -1,0 +1,112 @@
+//! What every command that enforces needs: rights, limits, and the threads that guards share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::CapabilitySet;
+
+use super::Failed;
+use crate::events::{EventFormat, LineWriter, Place};
+use crate::fanotify::Features;
+use crate::guard::lookup::{LookupThread, Lookups};
+use crate::guard::supervisor::{Supervisor, SupervisorThread};
+use crate::guard::{Shared, WORKER_PREFIX, Wrapping};
+
+/// The threads that guards share, and the way to end them.
+#[derive(Debug)]
+pub struct Engine {
+    /// For guards.
+    pub shared: Shared,
+    supervisor: SupervisorThread,
+    lookups: LookupThread,
+    lines: LineWriter,
+}
+
+/// Capabilities that enforcement needs.
+pub const NEEDED: [(CapabilitySet, &str); 3] = [
+    (CapabilitySet::SYS_ADMIN, "CAP_SYS_ADMIN"),
+    (CapabilitySet::DAC_READ_SEARCH, "CAP_DAC_READ_SEARCH"),
+    (CapabilitySet::SYS_PTRACE, "CAP_SYS_PTRACE"),
+];
+
+/// The names of needed capabilities that this process lacks.
+pub fn missing_capabilities() -> Vec<&'static str> {
+    let held = rustix::thread::capabilities(None).map(|sets| sets.effective).unwrap_or(CapabilitySet::empty());
+    NEEDED.iter().filter(|(capability, _)| !held.contains(*capability)).map(|(_, name)| *name).collect()
+}
+
+/// Raises the limit of open files as far as it goes: each waiting event takes one, and a reader that has none left denies
+/// the opener. Gives the limit in force.
+pub fn raise_open_files() -> Option<u64> {
+    let limit = getrlimit(Resource::Nofile);
+    // Lowering is never meant, and a refusal leaves what there was.
+    let _as_before = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    getrlimit(Resource::Nofile).current
+}
+
+/// A worker's panic is told by the supervisor, from its own thread: the usual message would be written by the worker
+/// itself, to a stderr whose reader may be waiting for that worker's answer.
+fn keep_workers_panics_quiet() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let worker = std::thread::current().name().is_some_and(|name| name.starts_with(WORKER_PREFIX));
+        if !worker {
+            usual(panic);
+        }
+    }));
+}
+
+/// Where lines say they come from when there is no cluster.
+pub fn local_place() -> Place {
+    let node = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    Place { pod: "local".to_owned(), node }
+}
+
+impl Engine {
+    /// Checks rights, probes the kernel, starts the shared threads.
+    ///
+    /// # Errors
+    /// Status 1, naming the missing capability or what could not be had.
+    pub fn start(format: EventFormat) -> Result<Engine, Failed> {
+        let missing = missing_capabilities();
+        if !missing.is_empty() {
+            return Err(Failed::running(format!("missing capability: {} (run as root)", missing.join(", "))));
+        }
+        raise_open_files();
+        keep_workers_panics_quiet();
+        let features = Features::probe();
+        let failed = |what: &str, error: std::io::Error| Failed::running(format!("{what}: {error}"));
+        let (supervisor, supervisor_thread) = Supervisor::start().map_err(|e| failed("supervisor thread", e))?;
+        let (lookups, lookup_thread) = Lookups::start().map_err(|e| failed("lookup thread", e))?;
+        let (lines, line_writer) =
+            LineWriter::start(std::io::stdout(), format, local_place()).map_err(|e| failed("line thread", e))?;
+        let shared = Shared {
+            features,
+            supervisor,
+            lookups,
+            lines,
+            wants_everything: format == EventFormat::Json,
+            stopping: Arc::new(AtomicBool::new(false)),
+            wrap: Wrapping::default(),
+        };
+        Ok(Engine { shared, supervisor: supervisor_thread, lookups: lookup_thread, lines: line_writer })
+    }
+
+    /// Ends the shared threads; stop every guard first. `clean`: every guard has stopped, so the threads will end.
+    pub fn finish(self, clean: bool, patience: Duration) {
+        let Engine { shared, supervisor, lookups, lines } = self;
+        shared.stopping.store(true, Ordering::Relaxed);
+        drop(shared);
+        if !clean {
+            tracing::error!("a guard did not stop in time; what still waits is allowed by the kernel as janusd ends");
+            return;
+        }
+        supervisor.join();
+        lookups.join();
+        if !lines.finish(patience) {
+            tracing::warn!("event lines were lost: nobody read them");
+        }
+    }
+}
