@@ -111,6 +111,9 @@ pub struct Metrics {
     log_dropped: Family<GuardLabels, Counter>,
     problems: Family<ReasonLabels, Counter>,
     worker_restarts: Family<GuardLabels, Counter>,
+    identities: Family<GuardLabels, Gauge>,
+    identity_bytes: Family<GuardLabels, Gauge>,
+    identities_dropped: Family<GuardLabels, Counter>,
     guards: Family<StateLabels, Gauge>,
     marks: Family<KindLabels, Gauge>,
 }
@@ -157,6 +160,19 @@ impl Default for Metrics {
             "Times that the guard's thread died and was replaced",
             Family::clone(&worker_restarts),
         );
+        let (identities, identity_bytes, identities_dropped) =
+            (Family::default(), Family::default(), Family::default());
+        registry.register(
+            "janus_guard_identities",
+            "Files that the guard knows by identity, so that another name gets the same answer",
+            Family::clone(&identities),
+        );
+        registry.register("janus_guard_identity_bytes", "What they take, bytes", Family::clone(&identity_bytes));
+        registry.register(
+            "janus_guard_identities_dropped",
+            "Files that could not be learned because the guard knows as many as it may",
+            Family::clone(&identities_dropped),
+        );
         registry.register("janus_guards", "Guards by state", Family::clone(&guards));
         registry.register("janus_marks", "fanotify marks by kind", Family::clone(&marks));
         registry.register(
@@ -167,7 +183,20 @@ impl Default for Metrics {
                 ("revision", option_env!("JANUS_REVISION").unwrap_or("unknown")),
             ]),
         );
-        Metrics { registry, events, response_seconds, fallbacks, log_dropped, problems, worker_restarts, guards, marks }
+        Metrics {
+            registry,
+            events,
+            response_seconds,
+            fallbacks,
+            log_dropped,
+            problems,
+            worker_restarts,
+            identities,
+            identity_bytes,
+            identities_dropped,
+            guards,
+            marks,
+        }
     }
 }
 
@@ -195,6 +224,9 @@ impl Metrics {
             fallbacks: Failure::ALL.map(|f| self.fallbacks.get_or_create(&reason(f.word())).clone()),
             log_dropped: self.log_dropped.get_or_create(&labels).clone(),
             worker_restarts: self.worker_restarts.get_or_create(&labels).clone(),
+            identities: self.identities.get_or_create(&labels).clone(),
+            identity_bytes: self.identity_bytes.get_or_create(&labels).clone(),
+            identities_dropped: self.identities_dropped.get_or_create(&labels).clone(),
             problems: self.problems.clone(),
             labels,
         }
@@ -266,6 +298,9 @@ pub struct GuardMetrics {
     fallbacks: [Counter<u64, AtomicU64>; Failure::ALL.len()],
     log_dropped: Counter,
     worker_restarts: Counter,
+    identities: Gauge,
+    identity_bytes: Gauge,
+    identities_dropped: Counter,
     problems: Family<ReasonLabels, Counter>,
     labels: GuardLabels,
 }
@@ -295,6 +330,17 @@ impl GuardMetrics {
     /// The counter of dropped lines, for whoever writes them.
     pub fn log_dropped(&self) -> Counter {
         self.log_dropped.clone()
+    }
+
+    /// So many files are known by identity, in so many bytes.
+    pub fn identities(&self, count: usize, bytes: usize) {
+        self.identities.set(count as i64);
+        self.identity_bytes.set(bytes as i64);
+    }
+
+    /// A file could not be learned.
+    pub fn identity_dropped(&self) {
+        self.identities_dropped.inc();
     }
 
     /// The worker was replaced.

@@ -90,17 +90,7 @@ impl Agent {
 
     /// Threads that open `paths` until they are stopped, and do so by now.
     pub(crate) fn start_openers(&self, threads: usize, paths: &[impl AsRef<Path>]) -> Load<'_> {
-        self.start_openers_pausing(threads, paths, Duration::ZERO)
-    }
-
-    /// The same, pausing between two opens: threads that no longer wait for an answer leave the CPUs to others.
-    pub(crate) fn start_openers_pausing(
-        &self,
-        threads: usize,
-        paths: &[impl AsRef<Path>],
-        pause: Duration,
-    ) -> Load<'_> {
-        let load = self.load(Openers { threads, paths: names(paths), once: false, pause });
+        let load = self.load(Openers { threads, paths: names(paths), once: false });
         // Anybody may be stuck already, so nobody insists on all of them.
         assert!(wait_until(Duration::from_secs(5), || load.opened() > 0), "no opener got an answer");
         load
@@ -108,7 +98,7 @@ impl Agent {
 
     /// Threads that open one path each, once.
     pub(crate) fn start_openers_once(&self, threads: usize, paths: &[impl AsRef<Path>]) -> Load<'_> {
-        self.load(Openers { threads, paths: names(paths), once: true, pause: Duration::ZERO })
+        self.load(Openers { threads, paths: names(paths), once: true })
     }
 
     fn load(&self, openers: Openers) -> Load<'_> {

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use janusd::commands::engine::Engine;
 use janusd::events::EventFormat;
-use janusd::fanotify::look::Inode;
+use janusd::fanotify::look::Stat;
 use janusd::guard::Guard;
 use janusd::guard::judge::{Judge, Mount, Seen, Verdict};
+use janusd::guard::known::KnownFiles;
 use janusd::guard::view::Names;
 use janusd::metrics::Metrics;
 use janusd::policy::{Decision, Failure};
@@ -34,13 +35,17 @@ const SUBJECT: &str = "{deny: [/secret, /denied], events: [open], log: None}";
 struct Panics(Arc<dyn Judge>);
 
 impl Judge for Panics {
-    fn suspect(&self, inode: Inode) -> bool {
-        self.0.suspect(inode)
+    fn judge(&self, seen: &Seen<'_>, mount: Mount<'_>, known: &KnownFiles, names: &mut Names) -> Verdict {
+        assert!(!seen.path.is_some_and(|path| path.ends_with(b"/trigger")), "as the test asks");
+        self.0.judge(seen, mount, known, names)
     }
 
-    fn judge(&self, seen: &Seen<'_>, mount: Mount<'_>, names: &mut Names) -> Verdict {
-        assert!(!seen.path.is_some_and(|path| path.ends_with(b"/trigger")), "as the test asks");
-        self.0.judge(seen, mount, names)
+    fn indifferent(&self, stat: &Stat, names: &Names) -> bool {
+        self.0.indifferent(stat, names)
+    }
+
+    fn denies(&self, name: &[u8], directory: bool) -> bool {
+        self.0.denies(name, directory)
     }
 
     fn failed(&self, failure: Failure) -> Decision {

@@ -80,9 +80,6 @@ fn open_all(shared: &Shared, openers: &Openers, first: usize) -> Tally {
         if openers.once {
             break;
         }
-        if !openers.pause.is_zero() {
-            std::thread::sleep(openers.pause);
-        }
     }
     tally
 }

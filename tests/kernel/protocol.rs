@@ -107,8 +107,6 @@ pub(crate) struct Openers {
     pub(crate) paths: Vec<OsString>,
     /// One open a thread, instead of as many as fit until told to stop.
     pub(crate) once: bool,
-    /// What an opener does between two opens: nothing for so long.
-    pub(crate) pause: Duration,
 }
 
 /// What the openers met, by path, in the order of [`Openers::paths`].

@@ -42,19 +42,30 @@ impl MarkTarget {
         }
     }
 
+    /// The mask of a mark that is laid or taken away as a whole.
     fn mask(self, events: Events) -> u64 {
-        let kernel = |event| match event {
-            Event::Open => fan::FAN_OPEN_PERM,
-            Event::Access => fan::FAN_ACCESS_PERM,
-            Event::Execute => fan::FAN_OPEN_EXEC_PERM,
-        };
-        let mask = Event::ALL.into_iter().filter(|e| events.contains(*e)).map(kernel).fold(0, |a, b| a | b);
-        match self {
-            MarkTarget::Inode => mask,
-            MarkTarget::Directory => mask | fan::FAN_ONDIR | fan::FAN_EVENT_ON_CHILD,
-            MarkTarget::Mount | MarkTarget::Filesystem => mask | fan::FAN_ONDIR,
-        }
+        bits(events)
+            | match self {
+                MarkTarget::Inode => 0,
+                MarkTarget::Directory => fan::FAN_ONDIR | fan::FAN_EVENT_ON_CHILD,
+                MarkTarget::Mount | MarkTarget::Filesystem => fan::FAN_ONDIR,
+            }
     }
+
+    /// The mask to take `surplus` away from a mark of which `rest` stays. The flags about directories and children are the
+    /// mark's, not an event's: named beside a surplus event they would go for the rest as well.
+    fn surplus(self, surplus: Events, rest: Events) -> u64 {
+        if rest.is_empty() { self.mask(surplus) } else { bits(surplus) }
+    }
+}
+
+fn bits(events: Events) -> u64 {
+    let bit = |event| match event {
+        Event::Open => fan::FAN_OPEN_PERM,
+        Event::Access => fan::FAN_ACCESS_PERM,
+        Event::Execute => fan::FAN_OPEN_EXEC_PERM,
+    };
+    Event::ALL.into_iter().filter(|e| events.contains(*e)).map(bit).fold(0, |a, b| a | b)
 }
 
 /// A group could not be made.
@@ -210,12 +221,71 @@ impl Group {
         sys::fanotify_mark(self.fd.as_fd(), fan::FAN_MARK_ADD | target.flags(), target.mask(events), object)
     }
 
-    /// Takes `events` away from a mark; takes the whole mark away once it has none left.
+    /// Takes `surplus` away from a mark of which `rest` stays; the whole mark, if that is nothing.
     ///
     /// # Errors
     /// The kernel's: ENOENT when there is no such mark.
-    pub fn unmark(&self, target: MarkTarget, events: Events, object: BorrowedFd<'_>) -> std::io::Result<()> {
-        sys::fanotify_mark(self.fd.as_fd(), fan::FAN_MARK_REMOVE | target.flags(), target.mask(events), object)
+    pub fn unmark(
+        &self,
+        target: MarkTarget,
+        surplus: Events,
+        rest: Events,
+        object: BorrowedFd<'_>,
+    ) -> std::io::Result<()> {
+        let flags = fan::FAN_MARK_REMOVE | target.flags();
+        sys::fanotify_mark(self.fd.as_fd(), flags, target.surplus(surplus, rest), object)
+    }
+
+    /// Lets the kernel answer (allow) for this file by itself, until its content is modified, it is evicted from memory, or
+    /// the mark is taken away. Blind to who opens it, and by which name.
+    ///
+    /// # Errors
+    /// The kernel's; none of them matters but to speed.
+    pub fn ignore_file(&self, events: Events, file: BorrowedFd<'_>) -> std::io::Result<()> {
+        let flags = fan::FAN_MARK_ADD | sys::FAN_MARK_IGNORE | sys::FAN_MARK_EVICTABLE;
+        sys::fanotify_mark_file(self.fd.as_fd(), flags, MarkTarget::Inode.mask(events), file)
+    }
+
+    /// Undoes [`Group::ignore_file`].
+    ///
+    /// # Errors
+    /// The kernel's: ENOENT when there is no such mark.
+    pub fn heed_file(&self, events: Events, file: BorrowedFd<'_>) -> std::io::Result<()> {
+        let flags = fan::FAN_MARK_REMOVE | sys::FAN_MARK_IGNORE;
+        sys::fanotify_mark(self.fd.as_fd(), flags, MarkTarget::Inode.mask(events), file)
+    }
+
+    /// Keeps this group out of what happens to a directory or file, and to a directory's direct children: another group
+    /// is asked. Survives whatever happens to it.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn leave_to_another(&self, target: MarkTarget, events: Events, object: BorrowedFd<'_>) -> std::io::Result<()> {
+        let flags = fan::FAN_MARK_ADD | sys::FAN_MARK_IGNORE | fan::FAN_MARK_IGNORED_SURV_MODIFY;
+        sys::fanotify_mark(self.fd.as_fd(), flags, target.mask(events), object)
+    }
+
+    /// Undoes [`Group::leave_to_another`] for `surplus`; `rest` stays.
+    ///
+    /// # Errors
+    /// The kernel's: ENOENT when there is no such mark.
+    pub fn take_back(
+        &self,
+        target: MarkTarget,
+        surplus: Events,
+        rest: Events,
+        object: BorrowedFd<'_>,
+    ) -> std::io::Result<()> {
+        let flags = fan::FAN_MARK_REMOVE | sys::FAN_MARK_IGNORE | fan::FAN_MARK_IGNORED_SURV_MODIFY;
+        sys::fanotify_mark(self.fd.as_fd(), flags, target.surplus(surplus, rest), object)
+    }
+
+    /// Removes every mark on files and directories, ignore marks included.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn flush_inodes(&self) -> std::io::Result<()> {
+        sys::fanotify_flush(self.fd.as_fd(), fan::FAN_MARK_FLUSH)
     }
 
     /// Removes every mark. What is queued stays queued and must still be answered.

@@ -3,9 +3,11 @@
 //! `statx` is asked not to synchronise (`AT_STATX_DONT_SYNC`): a GETATTR to a server that never answers would put the
 //! guard to sleep.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
 
@@ -32,6 +34,8 @@ pub struct Stat {
     pub mount: u64,
     /// Number of names. 0: it was unlinked.
     pub links: u32,
+    /// When its inode last changed in any way: content, names, owner.
+    pub changed: SystemTime,
     /// Its type.
     pub file_type: FileType,
     /// Whether it is the root of its mount (`STATX_ATTR_MOUNT_ROOT`, Linux 5.8).
@@ -71,12 +75,14 @@ fn stat_with(file: BorrowedFd<'_>, mount: MountId) -> rustix::io::Result<Stat> {
         MountId::Unique => StatxFlags::from_bits_retain(sys::STATX_MNT_ID_UNIQUE),
         MountId::Reused => StatxFlags::MNT_ID,
     };
-    let mask = StatxFlags::TYPE | StatxFlags::INO | StatxFlags::NLINK | mount;
+    let mask = StatxFlags::TYPE | StatxFlags::INO | StatxFlags::NLINK | StatxFlags::CTIME | mount;
     let found = rustix::fs::statx(file, c"", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, mask)?;
     Ok(Stat {
         inode: Inode { major: found.stx_dev_major, minor: found.stx_dev_minor, ino: found.stx_ino },
         mount: found.stx_mnt_id,
         links: found.stx_nlink,
+        changed: u64::try_from(found.stx_ctime.tv_sec)
+            .map_or(UNIX_EPOCH, |seconds| UNIX_EPOCH + Duration::new(seconds, found.stx_ctime.tv_nsec)),
         file_type: FileType::from_raw_mode(found.stx_mode.into()),
         mount_root: found.stx_attributes.contains(rustix::fs::StatxAttributes::MOUNT_ROOT),
     })
@@ -88,6 +94,24 @@ pub fn handle(file: BorrowedFd<'_>, features: &Features) -> Option<FileHandle> {
         return None;
     }
     sys::file_handle(file).ok()
+}
+
+/// The number of a directory's entry, itself if it is a symlink.
+///
+/// # Errors
+/// The kernel's.
+pub fn inode_at(directory: BorrowedFd<'_>, entry: &[u8]) -> rustix::io::Result<Inode> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    let found = rustix::fs::statx(directory, OsStr::from_bytes(entry), flags, StatxFlags::INO)?;
+    Ok(Inode { major: found.stx_dev_major, minor: found.stx_dev_minor, ino: found.stx_ino })
+}
+
+/// The handle of a directory's entry, itself if it is a symlink.
+pub fn handle_at(directory: BorrowedFd<'_>, entry: &[u8], features: &Features) -> Option<FileHandle> {
+    if !features.handles {
+        return None;
+    }
+    sys::file_handle_at(directory, entry).ok()
 }
 
 /// Reads the names of open files from `/proc/self/fd`.

@@ -22,6 +22,8 @@ pub struct Features {
     pub unique_mount_ids: bool,
     /// `AT_HANDLE_FID`.
     pub handles: bool,
+    /// `FAN_MARK_IGNORE` and `FAN_MARK_EVICTABLE`: the kernel can be told to answer for files that no rule denies.
+    pub ignore_marks: bool,
 }
 
 impl Features {
@@ -38,6 +40,7 @@ impl Features {
                 rustix::fs::statx(root, c"", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, unique)
                     .is_ok_and(|found| found.stx_mask & sys::STATX_MNT_ID_UNIQUE != 0)
             }),
+            ignore_marks: ignore_marks().is_ok(),
             // Asked of a tmpfs of our own: the root's file system may be one that has no handles.
             handles: detached_tmpfs().is_ok_and(|tmpfs| sys::file_handle(tmpfs.as_fd()).is_ok()),
         }
@@ -83,6 +86,20 @@ impl Marks {
             }),
         })
     }
+}
+
+/// Tries both kinds of ignore mark.
+fn ignore_marks() -> std::io::Result<()> {
+    let group = Group::from_fd(Group::init(Group::base_flags(Class::Content))?);
+    let tmpfs = detached_tmpfs()?;
+    let open = Events::NONE.with(Event::Open);
+    group.leave_to_another(MarkTarget::Directory, open, tmpfs.as_fd())?;
+    let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(&tmpfs, c"probe", flags, Mode::RUSR)?;
+    // Reopened: a file that is open for writing takes no ignore mark that does not survive modification.
+    drop(file);
+    let file = rustix::fs::openat(&tmpfs, c"probe", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    group.ignore_file(open, file.as_fd())
 }
 
 /// A tmpfs that is mounted nowhere: marks on it can reach nobody.

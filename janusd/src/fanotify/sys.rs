@@ -5,7 +5,7 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::{c_int, c_uint};
+use std::ffi::{CStr, CString, c_int, c_uint};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
@@ -13,6 +13,10 @@ use fanotify::low_level;
 
 /// Report why no file descriptor could be made for an event instead of losing the event (Linux 6.13). Not in libc.
 pub(crate) const FAN_REPORT_FD_ERROR: u32 = 0x2000;
+/// The mark's mask is an ignore mask, with its own rules for directories and children (Linux 6.0).
+pub(crate) const FAN_MARK_IGNORE: u32 = 0x400;
+/// The mark does not keep its inode in memory (Linux 5.19).
+pub(crate) const FAN_MARK_EVICTABLE: u32 = 0x200;
 /// Ask before content is accessed (Linux 6.14). Not in libc.
 pub(crate) const FAN_PRE_ACCESS: u64 = 0x0010_0000;
 /// `statx` mask bit: `stx_mnt_id` is an identifier that is never reused (Linux 6.8). Not in rustix.
@@ -94,19 +98,31 @@ struct RawHandle {
 /// # Errors
 /// EOPNOTSUPP where the file system gives none, EINVAL on kernels before 6.5 (no `AT_HANDLE_FID`).
 pub(crate) fn file_handle(file: BorrowedFd<'_>) -> io::Result<FileHandle> {
+    name_to_handle(file, c"", libc::AT_EMPTY_PATH)
+}
+
+/// The handle of a directory's entry; symlinks are not followed.
+///
+/// # Errors
+/// As [`file_handle`]; EINVAL for a name with a NUL in it.
+pub(crate) fn file_handle_at(directory: BorrowedFd<'_>, entry: &[u8]) -> io::Result<FileHandle> {
+    name_to_handle(directory, &CString::new(entry)?, 0)
+}
+
+fn name_to_handle(at: BorrowedFd<'_>, path: &CStr, flags: c_int) -> io::Result<FileHandle> {
     let mut raw = RawHandle { handle_bytes: MAX_HANDLE as c_uint, handle_type: 0, f_handle: [0; MAX_HANDLE] };
     let mut mount: c_int = 0;
     // SAFETY: `raw` has the layout of struct file_handle with MAX_HANDLE bytes behind its header and says so in
-    // handle_bytes, so the kernel writes at most that much; `mount` is a valid int; the path is a NUL-terminated
-    // literal that AT_EMPTY_PATH makes the kernel ignore.
+    // handle_bytes, so the kernel writes at most that much; `mount` is a valid int; `path` is NUL-terminated; all of them
+    // outlive the call.
     let done = unsafe {
         libc::syscall(
             libc::SYS_name_to_handle_at,
-            file.as_raw_fd(),
-            c"".as_ptr(),
+            at.as_raw_fd(),
+            path.as_ptr(),
             &raw mut raw,
             &raw mut mount,
-            libc::AT_EMPTY_PATH | libc::AT_HANDLE_FID,
+            flags | libc::AT_HANDLE_FID,
         )
     };
     if done != 0 {
@@ -126,6 +142,18 @@ pub(crate) fn file_handle(file: BorrowedFd<'_>) -> io::Result<FileHandle> {
 pub(crate) fn fanotify_mark(group: BorrowedFd<'_>, flags: u32, mask: u64, target: BorrowedFd<'_>) -> io::Result<()> {
     let path = format!("/proc/self/fd/{}", target.as_raw_fd());
     low_level::fanotify_mark(group.as_raw_fd(), flags, mask, low_level::AT_FDCWD, path.as_str())
+}
+
+/// `fanotify_mark(2)` on an open file itself: a null path and the file as `dirfd` (`fanotify_mark(2)`). fanotify-rs always
+/// passes a path.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn fanotify_mark_file(group: BorrowedFd<'_>, flags: u32, mask: u64, file: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: both descriptors are open for the duration of the call, and a null path is what the call documents for
+    // naming the object by dirfd; no memory of ours is read or written.
+    let done = unsafe { libc::fanotify_mark(group.as_raw_fd(), flags, mask, file.as_raw_fd(), std::ptr::null()) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Removes all marks of one kind (`flags` is `FAN_MARK_FLUSH` and at most one kind).

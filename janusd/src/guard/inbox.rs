@@ -5,20 +5,31 @@
 //! without an answer would block its opener for ever, and its number would be given to the next event, which would then
 //! get an answer that was meant for this one.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
+use rustix::fs::FileType;
+
+use super::groups::{Asker, Groups};
 use super::judge::Judge;
+use super::known::{Fingerprint, KnownFiles, Lesson};
 use super::worker::Desk;
 use crate::fanotify::answer::{Answer, Outcome, answer_all};
-use crate::fanotify::{self, Group, PermissionEvent};
-use crate::policy::{Decision, Failure};
+use crate::fanotify::group::{ReadBuffer, ReadReport};
+use crate::fanotify::look::{Inode, Stat};
+use crate::fanotify::{self, PermissionEvent, ReadError};
+use crate::policy::{Decision, Events, Failure};
+
+/// How long a file must have been unchanged before the kernel may answer for it.
+const SETTLED: Duration = Duration::from_secs(2);
 
 /// An event that waits for a lookup.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) event: PermissionEvent,
+    /// Which group asked.
+    pub(super) asker: Asker,
     /// When it was read.
     pub(super) since: Instant,
     /// The mount that is being looked up.
@@ -28,9 +39,11 @@ pub(super) struct Held {
 /// What was read and not answered.
 #[derive(Debug)]
 pub(super) struct Inbox {
-    pub(super) group: Group,
+    pub(super) groups: Groups,
     /// Read, and to be judged now.
     pub(super) fresh: Vec<PermissionEvent>,
+    /// Which group asked all of `fresh`.
+    pub(super) asker: Asker,
     /// When `fresh` was read.
     pub(super) read_at: Instant,
     /// Waiting for a lookup.
@@ -39,21 +52,46 @@ pub(super) struct Inbox {
     pub(super) judging: Option<usize>,
     pub(super) desk: Arc<Desk>,
     pub(super) judge: Arc<dyn Judge>,
+    /// The files that a deny is known to reach. Here, since they too must outlive the worker.
+    pub(super) known: KnownFiles,
+    /// Whether the kernel may be told to answer for files that no rule denies.
+    pub(super) ignoring: bool,
     closing: Vec<OwnedFd>,
 }
 
 impl Inbox {
-    pub(super) fn new(group: Group, desk: Arc<Desk>, judge: Arc<dyn Judge>) -> Inbox {
+    pub(super) fn new(groups: Groups, desk: Arc<Desk>, judge: Arc<dyn Judge>) -> Inbox {
         Inbox {
-            group,
+            groups,
             fresh: Vec::new(),
+            asker: Asker::Wide,
             read_at: Instant::now(),
             held: Vec::new(),
             judging: None,
             desk,
             judge,
+            known: KnownFiles::default(),
+            ignoring: false,
             closing: Vec::new(),
         }
+    }
+
+    /// Takes over what another inbox still has to do, and what it knows.
+    pub(super) fn take_over(&mut self, other: &mut Inbox) {
+        self.read_at = other.read_at;
+        self.asker = other.asker;
+        self.fresh.append(&mut other.fresh);
+        self.held.append(&mut other.held);
+        self.known = std::mem::take(&mut other.known);
+        self.ignoring = other.ignoring;
+    }
+
+    /// Reads a batch from one group. `fresh` must be empty, or of that group.
+    pub(super) fn read(&mut self, asker: Asker, buffer: &mut ReadBuffer) -> Result<ReadReport, ReadError> {
+        self.asker = asker;
+        let result = self.groups.of(asker).read(buffer, &mut self.fresh);
+        self.read_at = Instant::now();
+        result
     }
 
     /// Writes the answers to `fresh[i]`, for each `Some` of `decisions`, in one go, closes their files, and says by
@@ -66,7 +104,8 @@ impl Inbox {
     ) {
         answers.clear();
         outcomes.clear();
-        let audits = self.group.audits();
+        let group = self.groups.of(self.asker);
+        let audits = group.audits();
         for (event, decision) in self.fresh.iter().zip(decisions) {
             if let Some(decision) = decision {
                 answers.push(Answer::new(event.file.as_raw_fd(), decision.response, decision.audit && audits));
@@ -74,7 +113,7 @@ impl Inbox {
         }
         outcomes.extend(decisions.iter().map(|_| None));
         let mut slots = outcomes.iter_mut().zip(decisions).filter(|(_, d)| d.is_some()).map(|(slot, _)| slot);
-        answer_all(&mut &self.group, answers, |_, outcome| {
+        answer_all(&mut &*group, answers, |_, outcome| {
             if let Some(slot) = slots.next() {
                 *slot = Some(outcome);
             }
@@ -91,14 +130,70 @@ impl Inbox {
     pub(super) fn settle_after_panic(&mut self) {
         let Some(culprit) = self.judging.take().filter(|at| *at < self.fresh.len()) else { return };
         let event = self.fresh.remove(culprit);
-        self.settle(event, Failure::WorkerPanicked, self.read_at);
+        self.settle(&event, self.asker, Failure::WorkerPanicked, self.read_at);
     }
 
-    /// Answers one event by failure policy.
-    pub(super) fn settle(&self, event: PermissionEvent, failure: Failure, since: Instant) {
+    /// Learns that a file bears a denied name.
+    pub(super) fn learn(&mut self, inode: Inode, fingerprint: Option<Fingerprint>, name: &[u8]) -> Lesson {
+        let lesson = self.known.learn(inode, fingerprint, name);
+        match lesson {
+            Lesson::New => self.desk.metrics.identities(self.known.len(), self.known.bytes()),
+            Lesson::Known => {}
+            Lesson::Full => self.desk.metrics.identity_dropped(),
+        }
+        lesson
+    }
+
+    /// Learns a file that has just been denied by name. If the kernel answers for it under another name, it stops.
+    pub(super) fn learn_open(&mut self, at: usize, stat: Option<Stat>, name: &[u8], events: Events) {
+        let (Some(stat), Some(event)) = (stat, self.fresh.get(at)) else { return };
+        let fingerprint = self.desk.fingerprint(event.file.as_fd());
+        // ENOENT, as nearly always: it was never ignored.
+        let _not_ignored = self.groups.wide.heed_file(events, event.file.as_fd());
+        self.learn(stat.inode, fingerprint, name);
+    }
+
+    /// Forgets names that no rule denies any more, if there are many: rules have changed.
+    pub(super) fn make_room(&mut self) {
+        if self.known.len() > KnownFiles::LIMIT / 2 {
+            let judge = self.judge.clone();
+            self.known.retain(|name| judge.denies(name, true) || judge.denies(name, false));
+            self.desk.metrics.identities(self.known.len(), self.known.bytes());
+        }
+    }
+
+    /// Whether a file is of a kind that the kernel may be told to answer for: a regular file with this one name, of which
+    /// nothing is known, and that has been as it is for some seconds. What is being prepared aside, to be moved into a
+    /// guarded place, is always fresher.
+    pub(super) fn may_ignore(&self, stat: &Stat) -> bool {
+        let age = |changed: SystemTime| SystemTime::now().duration_since(changed).unwrap_or_default();
+        self.desk.features.ignore_marks
+            && stat.file_type == FileType::RegularFile
+            && stat.links == 1
+            && !self.known.suspects(stat.inode)
+            && age(stat.changed) >= SETTLED
+    }
+
+    /// Tells the kernel to answer for a file.
+    pub(super) fn ignore(&self, at: usize, events: Events) {
+        if let Some(event) = self.fresh.get(at) {
+            // A refusal costs speed only.
+            let _asked_again_then = self.groups.wide.ignore_file(events, event.file.as_fd());
+        }
+    }
+
+    /// Answers everything fresh by failure policy.
+    pub(super) fn settle_fresh(&mut self, failure: Failure) {
+        for event in std::mem::take(&mut self.fresh) {
+            self.settle(&event, self.asker, failure, self.read_at);
+        }
+    }
+
+    /// Answers one event by failure policy. Its file is to be closed by the caller, afterwards.
+    pub(super) fn settle(&self, event: &PermissionEvent, asker: Asker, failure: Failure, since: Instant) {
         let decision = self.judge.failed(failure);
         let answer = Answer::new(event.file.as_raw_fd(), decision.response, false);
-        answer_all(&mut &self.group, &[answer], |_, outcome| match outcome {
+        answer_all(&mut self.groups.of(asker), &[answer], |_, outcome| match outcome {
             Outcome::Answered => {
                 self.desk.metrics.answered(event.event, &decision, since.elapsed().as_secs_f64());
             }
@@ -113,11 +208,9 @@ impl Inbox {
 
 impl Drop for Inbox {
     fn drop(&mut self) {
-        for event in std::mem::take(&mut self.fresh) {
-            self.settle(event, Failure::WorkerPanicked, self.read_at);
-        }
+        self.settle_fresh(Failure::WorkerPanicked);
         for held in std::mem::take(&mut self.held) {
-            self.settle(held.event, Failure::LookupTimeout, held.since);
+            self.settle(&held.event, held.asker, Failure::LookupTimeout, held.since);
         }
     }
 }

@@ -1,12 +1,12 @@
 //! The seam between the worker, which knows the kernel, and the rules, which know nothing: what was seen of an event goes
 //! in, a verdict comes out. Pure.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::known::{Fingerprint, KnownFiles};
 use super::view::{Names, Tree, View};
-use crate::fanotify::look::{FileHandle, Inode, Stat};
-use crate::policy::{Decision, Enforcement, Event, Failure, FailurePolicy, Policy, Question, Reason, Response};
+use crate::fanotify::look::Stat;
+use crate::policy::{Decision, Enforcement, Event, Events, Failure, FailurePolicy, Policy, Question, Reason, Response};
 
 /// What the kernel said about one event.
 #[derive(Debug, Clone, Copy)]
@@ -17,8 +17,8 @@ pub struct Seen<'a> {
     pub stat: Stat,
     /// Its path, seen from the root of the mount tree it was opened in; `None` when the kernel cannot write it.
     pub path: Option<&'a [u8]>,
-    /// Its handle; looked up only for a [`Judge::suspect`].
-    pub handle: Option<FileHandle>,
+    /// Of its handle; looked up only if [`KnownFiles::suspects`] it.
+    pub fingerprint: Option<Fingerprint>,
 }
 
 /// What is known about a mount that the view does not hold.
@@ -43,25 +43,19 @@ pub enum Verdict {
 
 /// Judges events. A trait, so that a test can put a judge that panics or stalls into a real worker.
 pub trait Judge: Send + Sync + std::fmt::Debug {
-    /// Whether the file is one whose handle is worth getting.
-    fn suspect(&self, inode: Inode) -> bool;
     /// Judges; leaves the file's names in `names`, the one to show first.
-    fn judge(&self, seen: &Seen<'_>, mount: Mount<'_>, names: &mut Names) -> Verdict;
+    fn judge(&self, seen: &Seen<'_>, mount: Mount<'_>, known: &KnownFiles, names: &mut Names) -> Verdict;
+    /// Whether nobody needs to be asked again about a file that bears `names` and no others, and lies where near marks
+    /// watch over guarded directories: each event is allowed, whoever causes it, and makes no line.
+    fn indifferent(&self, stat: &Stat, names: &Names) -> bool;
+    /// Whether some event on a file of this name is denied (in Audit: would be).
+    fn denies(&self, name: &[u8], directory: bool) -> bool;
     /// What is answered to an event that could not be judged.
     fn failed(&self, failure: Failure) -> Decision;
 }
 
 /// Puts another judge around a guard's own.
 pub type Wrap = dyn Fn(Arc<dyn Judge>) -> Arc<dyn Judge> + Send + Sync;
-
-/// One file that a rule's path is known to lead to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Known {
-    /// Its handle: where it differs, the inode number was given to another file since.
-    pub handle: Option<FileHandle>,
-    /// Its name inside the root.
-    pub name: Vec<u8>,
-}
 
 /// A guard's rules, bound to one root: everything that is needed to judge.
 #[derive(Debug)]
@@ -70,8 +64,10 @@ pub struct Ruling {
     pub policy: Policy,
     /// The root's mounts.
     pub view: View,
-    /// Files by identity.
-    pub known: HashMap<Inode, Vec<Known>>,
+    /// The events that the guard speaks of.
+    pub events: Events,
+    /// Whether a rule goes by the mount that a file is opened through.
+    pub by_mount: bool,
     /// What to answer when judging fails.
     pub failure_policy: FailurePolicy,
     /// Whether a failure's denial is real.
@@ -82,15 +78,8 @@ pub struct Ruling {
 const USUAL_NAMES: usize = 8;
 
 impl Ruling {
-    fn decide(&self, seen: &Seen<'_>, names: &Names) -> Decision {
-        let ask = |names: &[&[u8]]| {
-            self.policy.decide(&Question {
-                event: seen.event,
-                directory: seen.stat.is_directory(),
-                names,
-                mount: Some(seen.stat.mount),
-            })
-        };
+    fn decide(&self, event: Event, directory: bool, mount: Option<u64>, names: &Names) -> Decision {
+        let ask = |names: &[&[u8]]| self.policy.decide(&Question { event, directory, names, mount });
         if names.len() <= USUAL_NAMES {
             let mut room: [&[u8]; USUAL_NAMES] = [&[]; USUAL_NAMES];
             let mut count = 0;
@@ -103,14 +92,14 @@ impl Ruling {
             ask(&names.iter().collect::<Vec<_>>())
         }
     }
+
+    fn events(&self) -> impl Iterator<Item = Event> {
+        Event::ALL.into_iter().filter(|event| self.events.contains(*event))
+    }
 }
 
 impl Judge for Ruling {
-    fn suspect(&self, inode: Inode) -> bool {
-        self.known.contains_key(&inode)
-    }
-
-    fn judge(&self, seen: &Seen<'_>, mount: Mount<'_>, names: &mut Names) -> Verdict {
+    fn judge(&self, seen: &Seen<'_>, mount: Mount<'_>, known: &KnownFiles, names: &mut Names) -> Verdict {
         names.clear();
         let tree = match mount {
             Mount::Tree(tree) => Some(tree),
@@ -120,12 +109,10 @@ impl Judge for Ruling {
             (Some(path), Some(tree)) => self.view.names(tree, path, names),
             _ => false,
         };
-        for known in self.known.get(&seen.stat.inode).into_iter().flatten() {
-            if known.handle.is_none() || seen.handle.is_none() || known.handle == seen.handle {
-                names.push(&known.name);
-            }
+        for name in known.names(seen.stat.inode, seen.fingerprint) {
+            names.push(name);
         }
-        let decision = self.decide(seen, names);
+        let decision = self.decide(seen.event, seen.stat.is_directory(), Some(seen.stat.mount), names);
         let denied = decision.response == Response::Deny || decision.would_deny;
         let complete = match (seen.path, mount) {
             (None, _) => Err(Failure::PathUnreadable),
@@ -139,6 +126,22 @@ impl Judge for Ruling {
         Verdict::Decided(match complete {
             Err(failure) if !denied => self.failed(failure),
             _ => decision,
+        })
+    }
+
+    fn indifferent(&self, stat: &Stat, names: &Names) -> bool {
+        !self.by_mount
+            && self.view.watched.contains(&stat.mount)
+            && self.events().all(|event| {
+                let decision = self.decide(event, false, None, names);
+                decision.response == Response::Allow && !decision.would_deny && !decision.line && !decision.audit
+            })
+    }
+
+    fn denies(&self, name: &[u8], directory: bool) -> bool {
+        self.events().any(|event| {
+            let decision = self.policy.decide(&Question { event, directory, names: &[name], mount: None });
+            decision.response == Response::Deny || decision.would_deny
         })
     }
 
@@ -161,11 +164,15 @@ impl Judge for Ruling {
 pub struct Unarmed;
 
 impl Judge for Unarmed {
-    fn suspect(&self, _: Inode) -> bool {
+    fn indifferent(&self, _: &Stat, _: &Names) -> bool {
         false
     }
 
-    fn judge(&self, _: &Seen<'_>, _: Mount<'_>, _: &mut Names) -> Verdict {
+    fn denies(&self, _: &[u8], _: bool) -> bool {
+        false
+    }
+
+    fn judge(&self, _: &Seen<'_>, _: Mount<'_>, _: &KnownFiles, _: &mut Names) -> Verdict {
         Verdict::Decided(Decision {
             response: Response::Allow,
             would_deny: false,

@@ -18,15 +18,17 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::Wrapping;
 use super::doorbell::{Mailbox, Speaker};
-use super::judge::Judge;
+use super::groups::Groups;
+use super::judge::{Judge, Ruling};
+use super::known::Fingerprints;
 use super::marks::Ledger;
 use super::opener::Wanted;
 use super::problem::{Problem, ProblemReason};
-use super::survey::{Stopping, SurveyError, Surveyor};
+use super::survey::{Stopping, SurveyError, Surveyed, Surveyor};
 use super::watch::{Change, Watcher};
 use super::worker::{Command, Orders};
 use crate::events::GuardText;
-use crate::fanotify::{Features, Group};
+use crate::fanotify::Features;
 use crate::metrics::{GuardMetrics, GuardState, MarkCounts};
 use crate::policy::GuardSpec;
 use crate::root::Root;
@@ -61,7 +63,8 @@ pub struct Report {
 
 pub(super) struct Keeper {
     pub(super) root: Root,
-    pub(super) group: Group,
+    pub(super) groups: Groups,
+    pub(super) fingerprints: Fingerprints,
     pub(super) features: Features,
     pub(super) errands: Mailbox<Errand>,
     pub(super) worker: Speaker<Command>,
@@ -73,6 +76,8 @@ pub(super) struct Keeper {
     pub(super) ledger: Ledger,
     pub(super) watcher: Watcher,
     pub(super) spec: Arc<GuardSpec>,
+    /// What the worker judges by, once armed.
+    pub(super) ruling: Option<Arc<Ruling>>,
 }
 
 /// What wakes a keeper.
@@ -99,9 +104,12 @@ impl Keeper {
     fn run(&mut self) {
         // Holds the mount namespace: closed as soon as the root's process has ended.
         let mut mountinfo = File::open(self.root.mountinfo_path()).ok();
-        let mut due: Option<Instant> = None;
+        // Something has changed that only a survey can see to.
+        let mut stale = false;
+        let mut not_before = Instant::now();
         let mut ended = false;
         loop {
+            let due = (stale && !ended).then_some(not_before);
             let woken = self.wait(mountinfo.as_ref(), due, ended);
             self.errands.quiet();
             loop {
@@ -109,10 +117,9 @@ impl Keeper {
                     Ok(Some(Errand::Update(spec, answer))) => {
                         let before = std::mem::replace(&mut self.spec, spec);
                         let result = self.arm();
-                        if result.is_err() {
+                        stale = result.is_err();
+                        if stale {
                             self.spec = before;
-                        } else {
-                            due = None;
                         }
                         // Whoever asked has gone; the guard stands as it is.
                         let _gone = answer.send(result);
@@ -129,19 +136,18 @@ impl Keeper {
             if ended {
                 continue;
             }
-            if woken.mounts || woken.changes.contains(&Change::Survey) {
-                due.get_or_insert_with(Instant::now);
-            }
+            stale |= woken.mounts;
             for change in &woken.changes {
-                if let Change::Subdirectory(directory) = change
-                    && let Err(error) = self.extend(directory)
-                {
-                    tracing::debug!(%error, "a new directory could not be marked at once");
-                    due.get_or_insert_with(Instant::now);
-                }
+                stale |= match change {
+                    Change::Survey => true,
+                    Change::Appeared(path) => self.extend(path).is_err(),
+                };
             }
-            if due.is_some_and(|due| due <= Instant::now()) {
-                due = self.survey_again();
+            if stale && not_before <= Instant::now() {
+                let started = Instant::now();
+                stale = self.survey_again();
+                let rest = if stale { LATEST } else { (started.elapsed() * (SHARE - 1)).min(LATEST) };
+                not_before = Instant::now() + rest;
             }
         }
     }
@@ -178,26 +184,33 @@ impl Keeper {
     /// Surveys, brings the findings to the worker, takes away what is no longer wanted.
     fn arm(&mut self) -> Result<(), SurveyError> {
         let spec = self.spec.clone();
-        let found = self.surveyor().survey(&spec)?;
+        // What no rule denied may be denied from now on: the kernel asks about everything again, until the new rules are
+        // in force.
+        self.obey(|acknowledge| Command::Ignoring(false, acknowledge))?;
+        self.groups.wide.flush_inodes().map_err(SurveyError::Flush)?;
+        let found = self.survey(&spec)?;
         let text = Arc::new(GuardText::new(&spec, self.metrics.log_dropped()));
         let wanted = if self.wants_everything { Wanted { status: true, exe: true } } else { text.wanted() };
-        let mut judge: Arc<dyn Judge> = Arc::new(found.ruling);
+        let mut judge: Arc<dyn Judge> = found.ruling.clone();
         if let Some(wrap) = &self.wrap.0 {
             judge = wrap(judge);
         }
-        let orders = Arc::new(Orders { judge, text, wanted });
-        self.order(orders)?;
+        let orders = Arc::new(Orders { judge, text, wanted, events: spec.events() });
+        self.obey(|acknowledge| Command::Orders(orders, acknowledge))?;
+        self.ruling = Some(found.ruling);
+        let watches_lacking = self.surveyor().sweep()?;
+        self.obey(|acknowledge| Command::Ignoring(true, acknowledge))?;
         let mut problems = found.problems;
         let mut note = |reason, detail: &str| {
             problems.insert(Problem { reason, rule: None, path: Vec::new(), detail: detail.to_owned() });
         };
-        if self.surveyor().sweep()? {
+        if watches_lacking {
             note(
                 ProblemReason::WatchLimit,
                 "fs.inotify.max_user_watches is reached: changes are noticed late or never",
             );
         }
-        if spec.subjects().iter().any(|subject| subject.audit()) && !self.group.audits() {
+        if spec.subjects().iter().any(|subject| subject.audit()) && !self.groups.audits() {
             note(
                 ProblemReason::AuditUnavailable,
                 "audit: true needs CONFIG_AUDIT and CAP_AUDIT_WRITE when the guard starts; answers are not audited",
@@ -213,9 +226,10 @@ impl Keeper {
         Ok(())
     }
 
-    fn order(&self, orders: Arc<Orders>) -> Result<(), SurveyError> {
+    /// Tells the worker something, and waits until it has taken it.
+    fn obey(&self, command: impl FnOnce(Sender<()>) -> Command) -> Result<(), SurveyError> {
         let (acknowledge, acknowledged) = bounded(1);
-        self.worker.send(Command::Orders(orders, acknowledge)).map_err(|_| SurveyError::Stopped)?;
+        self.worker.send(command(acknowledge)).map_err(|_| SurveyError::Stopped)?;
         let patience = Instant::now() + OBEY;
         loop {
             match acknowledged.recv_timeout(Duration::from_millis(50)) {
@@ -229,28 +243,38 @@ impl Keeper {
         }
     }
 
-    fn extend(&mut self, directory: &[u8]) -> Result<(), SurveyError> {
+    fn survey(&mut self, spec: &GuardSpec) -> Result<Surveyed, SurveyError> {
+        let worker = self.worker.clone();
+        // The worker takes commands in order: what is learned here is known when the rules that follow are in force.
+        let mut lessons = |files| {
+            let _gone = worker.send(Command::Learn(files, None));
+        };
+        self.surveyor().survey(spec, &mut lessons)
+    }
+
+    fn extend(&mut self, path: &[u8]) -> Result<(), SurveyError> {
+        let Some(ruling) = self.ruling.clone() else { return Ok(()) };
         let spec = self.spec.clone();
-        self.surveyor().extend(&spec, directory)?;
+        let worker = self.worker.clone();
+        let mut lessons = |files| {
+            let (acknowledge, acknowledged) = bounded(1);
+            if worker.send(Command::Learn(files, Some(acknowledge))).is_ok() {
+                // A worker that does not answer is being replaced; its successor finds the lesson in the mailbox.
+                let _late = acknowledged.recv_timeout(OBEY);
+            }
+        };
+        self.surveyor().extend(&spec, &ruling, path, &mut lessons)?;
         self.report.lock().marks = self.ledger.counts();
         Ok(())
     }
 
-    /// When the next survey is due: `None`, unless this one failed.
-    fn survey_again(&mut self) -> Option<Instant> {
-        let started = Instant::now();
-        let result = self.arm();
-        let pause = (started.elapsed() * (SHARE - 1)).min(LATEST);
-        match result {
-            Ok(()) => {
-                // Changes that came meanwhile wait in the watcher; let them gather, so that surveys keep to their share.
-                std::thread::park_timeout(pause.min(Duration::from_millis(200)));
-                None
-            }
-            Err(SurveyError::Stopped) => None,
+    /// Whether another survey is needed: this one failed.
+    fn survey_again(&mut self) -> bool {
+        match self.arm() {
+            Ok(()) | Err(SurveyError::Stopped) => false,
             Err(error) => {
                 tracing::warn!(%error, "the root could not be surveyed; what was in force stays");
-                Some(Instant::now() + LATEST)
+                true
             }
         }
     }
@@ -289,7 +313,8 @@ impl Keeper {
     fn surveyor(&mut self) -> Surveyor<'_> {
         Surveyor {
             root: &self.root,
-            group: &self.group,
+            groups: &self.groups,
+            fingerprints: &self.fingerprints,
             features: &self.features,
             ledger: &mut self.ledger,
             watcher: &mut self.watcher,

@@ -6,8 +6,9 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use super::groups::Groups;
 use crate::fanotify::look::{self, Inode};
-use crate::fanotify::{Features, Group, MarkTarget};
+use crate::fanotify::{Features, MarkTarget};
 use crate::metrics::MarkCounts;
 use crate::policy::{Event, Events};
 use crate::root::resolve::open_in;
@@ -36,11 +37,27 @@ struct Laid {
     events: Events,
     /// What this survey wants of it.
     wanted: Events,
+    /// A near mark on something that wide marks reach too.
+    shared: bool,
     /// Where to find the object again, inside the root.
     path: Box<[u8]>,
 }
 
-/// All marks of one group.
+/// A mark that a survey wants.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Want<'a> {
+    pub(super) target: MarkTarget,
+    pub(super) events: Events,
+    /// O_PATH.
+    pub(super) object: BorrowedFd<'a>,
+    pub(super) stat: &'a look::Stat,
+    /// Where it was found, inside the root.
+    pub(super) path: &'a [u8],
+    /// Whether wide marks reach it too; see [`super::groups`].
+    pub(super) shared: bool,
+}
+
+/// All marks of a guard.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     laid: HashMap<Object, Laid>,
@@ -54,28 +71,23 @@ impl Ledger {
         }
     }
 
-    /// Wants a mark on `object`, found at `path`, and lays it.
-    pub(super) fn want(
-        &mut self,
-        group: &Group,
-        target: MarkTarget,
-        events: Events,
-        object: BorrowedFd<'_>,
-        stat: &look::Stat,
-        path: &[u8],
-    ) -> std::io::Result<()> {
+    /// Wants a mark, and lays it.
+    pub(super) fn want(&mut self, groups: &Groups, want: &Want<'_>) -> std::io::Result<()> {
+        let Want { target, events, object, stat, path, shared } = *want;
         let laid = self.laid.entry(Object::of(target, stat)).or_insert_with(|| Laid {
             target,
             events: Events::NONE,
             wanted: Events::NONE,
+            shared,
             path: path.into(),
         });
         if *laid.path != *path {
             laid.path = path.into();
         }
         laid.wanted = laid.wanted.union(events);
+        laid.shared |= shared;
         // Again, even if it is in the ledger: an inode may have gone, with its mark, and its number come back.
-        match group.mark(target, events, object) {
+        match groups.mark(target, events, object, shared) {
             Ok(()) => {
                 laid.events = laid.events.union(events);
                 Ok(())
@@ -91,7 +103,7 @@ impl Ledger {
 
     /// Takes away what the survey did not want. A mark whose object is not where it was goes with its object, or stays
     /// and is answered by rules that no longer name it: harmless, and forgotten here.
-    pub(super) fn sweep(&mut self, group: &Group, root: BorrowedFd<'_>, features: &Features) {
+    pub(super) fn sweep(&mut self, groups: &Groups, root: BorrowedFd<'_>, features: &Features) {
         self.laid.retain(|object, laid| {
             let surplus: Events =
                 Event::ALL.into_iter().filter(|e| laid.events.contains(*e) && !laid.wanted.contains(*e)).collect();
@@ -103,7 +115,7 @@ impl Ledger {
             });
             let Some(file) = found else { return !laid.wanted.is_empty() };
             // ENOENT: the kernel has dropped the mark already.
-            let _already_gone = group.unmark(laid.target, surplus, file.as_fd());
+            let _already_gone = groups.unmark(laid.target, surplus, laid.wanted, file.as_fd(), laid.shared);
             laid.events = laid.wanted;
             !laid.wanted.is_empty()
         });

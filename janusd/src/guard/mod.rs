@@ -13,9 +13,11 @@
 //! its worker, the supervisor starts another, and [`crate::policy::Failure`] says what is answered meanwhile.
 
 mod doorbell;
+mod groups;
 mod inbox;
 pub mod judge;
 mod keeper;
+pub mod known;
 pub mod lookup;
 mod marks;
 mod mounts;
@@ -42,9 +44,11 @@ use survey::Stopping;
 pub use survey::SurveyError;
 
 use self::doorbell::Speaker;
+use self::groups::Groups;
 use self::inbox::Inbox;
 use self::judge::{Unarmed, Wrap};
 use self::keeper::{Errand, Keeper};
+use self::known::Fingerprints;
 use self::lookup::Lookups;
 use self::marks::Ledger;
 use self::opener::Wanted;
@@ -52,7 +56,7 @@ use self::supervisor::Supervisor;
 use self::watch::Watcher;
 use self::worker::{Command, Desk, Orders, Worker};
 use crate::events::{GuardText, Line};
-use crate::fanotify::{Features, Group, GroupError};
+use crate::fanotify::{Features, GroupError};
 use crate::metrics::{GuardMetrics, GuardState, MarkCounts};
 use crate::policy::GuardSpec;
 use crate::root::Root;
@@ -141,24 +145,27 @@ impl Guard {
     ) -> Result<Guard, StartError> {
         let resource = |what| move |source| StartError::Resource { what, source };
         let audit = spec.subjects().iter().any(|subject| subject.audit());
-        let group = Group::new(&shared.features, audit)?;
-        let clone = || group.try_clone().map_err(resource("a duplicate of the group's descriptor"));
+        let groups = Groups::new(&shared.features, audit)?;
+        let clone = || groups.try_clone().map_err(resource("a duplicate of the group's descriptor"));
         let (worker, mailbox) = doorbell::channel().map_err(resource("an eventfd"))?;
         let (errands, errand_box) = doorbell::channel().map_err(resource("an eventfd"))?;
         let watcher = Watcher::new().map_err(resource("an inotify instance (fs.inotify.max_user_instances)"))?;
 
+        let fingerprints = Fingerprints::default();
         let desk = Arc::new(Desk {
             metrics: metrics.clone(),
             lines: shared.lines.clone(),
             lookups: shared.lookups.clone(),
             replies: worker.clone(),
             features: shared.features,
+            fingerprints: fingerprints.clone(),
             own_pid: rustix::process::getpid().as_raw_pid(),
         });
         let orders = Arc::new(Orders {
             judge: Arc::new(Unarmed),
             text: Arc::new(GuardText::new(&spec, metrics.log_dropped())),
             wanted: Wanted::default(),
+            events: spec.events(),
         });
         let inbox = Inbox::new(clone()?, desk, orders.judge.clone());
         let hand = Worker::new(inbox, mailbox, orders).map_err(|(source, _)| resource("/proc/self/fd")(source))?;
@@ -177,7 +184,8 @@ impl Guard {
         let stopping = Arc::new(AtomicBool::new(false));
         let keeper = Keeper {
             root,
-            group,
+            groups,
+            fingerprints,
             features: shared.features,
             errands: errand_box,
             worker: worker.clone(),
@@ -189,6 +197,7 @@ impl Guard {
             ledger: Ledger::default(),
             watcher,
             spec: spec.clone(),
+            ruling: None,
         };
         let mut guard = Guard { errands, worker, keeper: None, stopped, stopping, report };
         let thread = std::thread::Builder::new().name(thread_name("jk-", name)).spawn(move || keeper.keep());

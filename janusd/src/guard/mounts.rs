@@ -92,6 +92,10 @@ impl Mounts {
             places: guarded()
                 .map(|m| Place { device: m.mount.device(), root: m.shown.clone(), at: m.at.clone() })
                 .collect(),
+            watched: guarded()
+                .filter(|m| matches!(m.reach, Reach::Filesystem | Reach::Mount { inodes: true }))
+                .filter_map(|m| m.id)
+                .collect(),
         }
     }
 

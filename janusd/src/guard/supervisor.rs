@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
+use super::groups::{Asker, Groups};
 use super::inbox::Inbox;
 use super::worker::{End, Worker};
-use crate::fanotify::Group;
 use crate::fanotify::group::ReadBuffer;
 use crate::policy::Failure;
 
@@ -36,7 +36,7 @@ enum Message {
     Adopt {
         ward: Ward,
         name: String,
-        group: Group,
+        groups: Groups,
         worker: Box<Worker>,
         stopped: Sender<()>,
         started: Sender<std::io::Result<()>>,
@@ -78,10 +78,16 @@ impl Supervisor {
     }
 
     /// Starts a worker and keeps it alive. `stopped` gets a message once the worker was told to stop and has.
-    pub(super) fn adopt(&self, name: String, group: Group, worker: Worker, stopped: Sender<()>) -> std::io::Result<()> {
+    pub(super) fn adopt(
+        &self,
+        name: String,
+        groups: Groups,
+        worker: Worker,
+        stopped: Sender<()>,
+    ) -> std::io::Result<()> {
         let ward = Ward(self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
         let (started, answer) = bounded(1);
-        let adopt = Message::Adopt { ward, name, group, worker: Box::new(worker), stopped, started };
+        let adopt = Message::Adopt { ward, name, groups, worker: Box::new(worker), stopped, started };
         let gone = || std::io::Error::other("the supervisor is gone");
         self.messages.send(adopt).map_err(|_| gone())?;
         answer.recv().map_err(|_| gone())?
@@ -100,7 +106,7 @@ impl SupervisorThread {
 struct Guarded {
     name: String,
     /// Keeps the group open while no worker does.
-    group: Group,
+    groups: Groups,
     thread: Option<JoinHandle<()>>,
     stopped: Sender<()>,
     started_at: Instant,
@@ -131,9 +137,9 @@ impl Post {
                 default(pause.unwrap_or(Duration::from_secs(3600))) => Err(RecvTimeoutError::Timeout),
             };
             match message {
-                Ok(Message::Adopt { ward, name, group, worker, stopped, started }) => {
+                Ok(Message::Adopt { ward, name, groups, worker, stopped, started }) => {
                     let guarded =
-                        Guarded { name, group, thread: None, stopped, started_at: Instant::now(), restarts: 0 };
+                        Guarded { name, groups, thread: None, stopped, started_at: Instant::now(), restarts: 0 };
                     self.wards.insert(ward, guarded);
                     let result = self.launch(ward, worker).map_err(|(error, _)| error);
                     if result.is_err() {
@@ -187,7 +193,7 @@ impl Post {
                 // Inbox first (answers what is left), then the group's last descriptor.
                 drop(worker);
                 if let Some(guarded) = self.wards.remove(&ward) {
-                    drop(guarded.group);
+                    drop(guarded.groups);
                     let _gone = guarded.stopped.send(());
                 }
                 return;
@@ -235,16 +241,14 @@ impl Post {
     /// A fresh worker with the old one's obligations: nothing else of the old one is trusted.
     fn successor(&self, ward: Ward, old: Box<Worker>) -> Result<Box<Worker>, (std::io::Error, Box<Worker>)> {
         let Some(guarded) = self.wards.get(&ward) else { return Ok(old) };
-        let group = match guarded.group.try_clone() {
-            Ok(group) => group,
+        let groups = match guarded.groups.try_clone() {
+            Ok(groups) => groups,
             Err(error) => return Err((error, old)),
         };
-        let mut inbox = Inbox::new(group, old.inbox.desk.clone(), old.orders.judge.clone());
+        let mut inbox = Inbox::new(groups, old.inbox.desk.clone(), old.orders.judge.clone());
         let (mailbox, orders) = (old.mailbox.clone(), old.orders.clone());
         let mut old = old;
-        inbox.read_at = old.inbox.read_at;
-        inbox.fresh.append(&mut old.inbox.fresh);
-        inbox.held.append(&mut old.inbox.held);
+        inbox.take_over(&mut old.inbox);
         match Worker::new(inbox, mailbox, orders) {
             Ok(worker) => Ok(Box::new(worker)),
             Err((error, inbox)) => {
@@ -258,14 +262,13 @@ impl Post {
     fn postpone(&mut self, ward: Ward, mut worker: Box<Worker>, error: &std::io::Error) {
         tracing::error!(%error, "a worker could not be started again; events are answered by failure policy");
         let mut buffer = ReadBuffer::default();
-        loop {
-            let read = worker.inbox.group.read(&mut buffer, &mut worker.inbox.fresh);
-            let since = Instant::now();
-            for event in std::mem::take(&mut worker.inbox.fresh) {
-                worker.inbox.settle(event, Failure::WorkerPanicked, since);
-            }
-            if read.is_err() {
-                break;
+        for asker in [Asker::Wide, Asker::Near] {
+            loop {
+                let read = worker.inbox.read(asker, &mut buffer);
+                worker.inbox.settle_fresh(Failure::WorkerPanicked);
+                if read.is_err() {
+                    break;
+                }
             }
         }
         self.resting.push((Instant::now() + LONGEST_PAUSE, ward, worker));

@@ -7,7 +7,7 @@
 //! Guarantees: runs on another thread than the worker, since what it lists may be marked by its own group. Level-
 //! triggered: run again, it finds the same or the new state, whatever happened between. Keeps no descriptor.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -16,16 +16,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{Dir, FileType, Mode, OFlags};
 
-use super::judge::{Known, Ruling};
-use super::marks::Ledger;
+use super::groups::Groups;
+use super::judge::{Judge, Ruling};
+use super::known::{Fingerprints, Learned};
+use super::marks::{Ledger, Want};
 use super::mounts::{Mounts, Surveyable, shares_node_namespace};
 use super::problem::{Problem, ProblemReason};
 use super::reach::{Reach, Refusal};
 use super::view::{below, join};
 use super::watch::{For, Watcher};
-use crate::fanotify::look::{self, Inode, Stat};
-use crate::fanotify::{Features, Group, MarkTarget};
-use crate::policy::{Bindings, Events, GuardSpec, MountBinding, PathPattern, Policy, RuleId, Subject};
+use crate::fanotify::look::{self, Stat};
+use crate::fanotify::{Features, MarkTarget};
+use crate::policy::{Bindings, Events, GuardSpec, List, MountBinding, PathPattern, Policy, RuleId, Subject};
 use crate::root::resolve::{ResolveError, Resolved, open_in, resolve};
 use crate::root::{Root, RootError};
 
@@ -44,6 +46,9 @@ pub enum SurveyError {
     /// The kernel refused something elementary.
     #[error("{0}")]
     Io(#[from] rustix::io::Errno),
+    /// The kernel did not forget what it was told to answer by itself.
+    #[error("ignore marks could not be flushed: {0}")]
+    Flush(#[source] std::io::Error),
     /// The worker took no orders in time. What it had before is in force.
     #[error("the guard's worker did not take the new rules in time")]
     Unanswered,
@@ -68,7 +73,8 @@ impl Stopping {
 /// What a survey needs and keeps between runs.
 pub(super) struct Surveyor<'a> {
     pub(super) root: &'a Root,
-    pub(super) group: &'a Group,
+    pub(super) groups: &'a Groups,
+    pub(super) fingerprints: &'a Fingerprints,
     pub(super) features: &'a Features,
     pub(super) ledger: &'a mut Ledger,
     pub(super) watcher: &'a mut Watcher,
@@ -78,65 +84,78 @@ pub(super) struct Surveyor<'a> {
 /// What it found.
 #[derive(Debug)]
 pub(super) struct Surveyed {
-    pub(super) ruling: Ruling,
+    pub(super) ruling: Arc<Ruling>,
     pub(super) problems: BTreeSet<Problem>,
 }
 
+/// Takes what a walk has learned, some at a time.
+pub(super) type Lessons<'a> = dyn FnMut(Vec<Learned>) + 'a;
+
+/// So many at a time: the worker learns them between two batches of events.
+const LESSON: usize = 1024;
+
 impl Surveyor<'_> {
     /// Surveys everything. Marks that are no longer wanted stay until [`Surveyor::sweep`].
-    pub(super) fn survey(&mut self, spec: &GuardSpec) -> Result<Surveyed, SurveyError> {
+    pub(super) fn survey(&mut self, spec: &GuardSpec, lessons: &mut Lessons<'_>) -> Result<Surveyed, SurveyError> {
         self.ledger.begin();
         self.watcher.begin();
         let root = self.root.open()?;
         let mounts = Mounts::read(self.root, root.as_fd(), self.features)?;
-        let mut pass = Pass {
-            root: root.as_fd(),
-            mounts: &mounts,
-            spec_events: spec.events(),
-            bindings: Bindings::default(),
-            known: HashMap::new(),
-            problems: BTreeSet::new(),
-            surveyor: self,
-        };
+        let mut pass = Pass::new(self, root.as_fd(), &mounts, spec.events());
         for (rule, pattern) in spec.rules() {
             if let Some(subject) = spec.subject(rule.subject) {
                 pass.bind(rule, pattern, subject)?;
             }
         }
-        let (bindings, known, problems) = (pass.bindings, pass.known, pass.problems);
-        let ruling = Ruling {
+        let bindings = std::mem::take(&mut pass.bindings);
+        let ruling = Arc::new(Ruling {
             policy: Policy::new(spec, &bindings),
             view: mounts.view(),
-            known,
+            events: spec.events(),
+            by_mount: !bindings.mounts.is_empty(),
             failure_policy: spec.failure_policy(),
             enforcement: spec.enforcement(),
-        };
-        Ok(Surveyed { ruling, problems })
+        });
+        for walk in std::mem::take(&mut pass.walks) {
+            pass.walk(&walk, &ruling, lessons)?;
+        }
+        Ok(Surveyed { ruling, problems: pass.problems })
     }
 
-    /// Marks a directory that has just appeared, and what is below it, without surveying the rest. The rules need not
-    /// change: they go by names.
-    pub(super) fn extend(&mut self, spec: &GuardSpec, directory: &[u8]) -> Result<(), SurveyError> {
+    /// Marks and learns what has just appeared in a guarded directory, without surveying the rest: the rules need not
+    /// change, since they go by names.
+    pub(super) fn extend(
+        &mut self,
+        spec: &GuardSpec,
+        ruling: &Ruling,
+        path: &[u8],
+        lessons: &mut Lessons<'_>,
+    ) -> Result<(), SurveyError> {
         let root = self.root.open()?;
         let mounts = Mounts::read(self.root, root.as_fd(), self.features)?;
-        let mut pass = Pass {
-            root: root.as_fd(),
-            mounts: &mounts,
-            spec_events: spec.events(),
-            bindings: Bindings::default(),
-            known: HashMap::new(),
-            problems: BTreeSet::new(),
-            surveyor: self,
-        };
+        let mut pass = Pass::new(self, root.as_fd(), &mounts, spec.events());
+        let Some(held) = mounts.holding(path) else { return Ok(()) };
+        let near = pass.near(held.reach, List::Deny);
+        let Ok((file, stat)) = pass.open(path) else { return Ok(()) };
+        if !stat.is_directory() {
+            if ruling.denies(path, false) {
+                lessons(vec![pass.lesson(&file, &stat, path)]);
+                // Only now: the worker knows it, and does not let the kernel answer for it again. ENOENT, as nearly
+                // always: the kernel did not.
+                let _not_ignored = pass.surveyor.groups.wide.heed_file(spec.events(), file.as_fd());
+            }
+            return Ok(());
+        }
         // Depth limits are left to the next full survey: a mark too many costs an answer, one too few a file.
-        pass.walk(directory, u32::MAX, &|_| true)
+        let walk = Walk { from: path.to_vec(), left: u32::MAX, pattern: None, near };
+        pass.walk(&walk, ruling, lessons)
     }
 
     /// Takes away the marks and watches that the last survey did not want. Call it once the new rules are in force. True
     /// when directories could not be watched.
     pub(super) fn sweep(&mut self) -> Result<bool, SurveyError> {
         let root = self.root.open()?;
-        self.ledger.sweep(self.group, root.as_fd(), self.features);
+        self.ledger.sweep(self.groups, root.as_fd(), self.features);
         Ok(self.watcher.sweep())
     }
 }
@@ -144,18 +163,60 @@ impl Surveyor<'_> {
 /// The entries of a directory, each with its type.
 type Entries = Vec<(Vec<u8>, FileType)>;
 
+/// What is done in the directories of a rule besides wide marks.
+#[derive(Debug, Clone, Copy)]
+struct Near {
+    /// Lay near marks.
+    lay: bool,
+    /// Wide marks reach them too.
+    shared: bool,
+    /// Literal files get marks of their own: they must hold against who comes by another mount.
+    files: bool,
+    /// Learn files by identity.
+    learn: bool,
+}
+
+/// A tree to be walked once the rules are known.
+#[derive(Debug)]
+struct Walk {
+    from: Vec<u8>,
+    /// Levels: 1 is `from` alone, whose mark covers its children.
+    left: u32,
+    /// Directories that this glob cannot match in or below are left out.
+    pattern: Option<PathPattern>,
+    near: Near,
+}
+
 /// One run through the rules.
 struct Pass<'a, 's> {
     root: BorrowedFd<'a>,
     mounts: &'a Mounts,
-    spec_events: Events,
+    events: Events,
     bindings: Bindings,
-    known: HashMap<Inode, Vec<Known>>,
+    walks: Vec<Walk>,
     problems: BTreeSet<Problem>,
     surveyor: &'a mut Surveyor<'s>,
 }
 
-impl Pass<'_, '_> {
+impl<'a, 's> Pass<'a, 's> {
+    fn new(surveyor: &'a mut Surveyor<'s>, root: BorrowedFd<'a>, mounts: &'a Mounts, events: Events) -> Self {
+        let (bindings, walks, problems) = (Bindings::default(), Vec::new(), BTreeSet::new());
+        Pass { root, mounts, events, bindings, walks, problems, surveyor }
+    }
+
+    fn near(&self, reach: Reach, list: List) -> Near {
+        let deny = list == List::Deny;
+        match reach {
+            // Without ignore marks wide sees everything, and near has nothing to add.
+            Reach::Filesystem => {
+                Near { lay: deny && self.surveyor.features.ignore_marks, shared: true, files: false, learn: deny }
+            }
+            Reach::Mount { inodes } => Near { lay: deny && inodes, shared: true, files: deny && inodes, learn: deny },
+            Reach::Inodes => Near { lay: true, shared: false, files: true, learn: deny },
+            Reach::Refused(_) => Near { lay: false, shared: false, files: false, learn: false },
+        }
+    }
+
     fn problem(&mut self, reason: ProblemReason, rule: RuleId, path: &[u8], detail: impl Into<String>) {
         self.problems.insert(Problem { reason, rule: Some(rule), path: path.to_vec(), detail: detail.into() });
     }
@@ -170,7 +231,7 @@ impl Pass<'_, '_> {
             alias
         };
         if !pattern.is_glob() {
-            self.learn(rule, pattern, &target, subject);
+            self.inspect(rule, pattern, &target, subject);
         } else if !pattern.crosses_directories() {
             self.expand(rule, &effective, subject)?;
         }
@@ -211,8 +272,8 @@ impl Pass<'_, '_> {
         }
     }
 
-    /// Notes what a literal path leads to, by identity.
-    fn learn(&mut self, rule: RuleId, pattern: &PathPattern, target: &Resolved, subject: &Subject) {
+    /// Says what is odd about what a literal path leads to.
+    fn inspect(&mut self, rule: RuleId, pattern: &PathPattern, target: &Resolved, subject: &Subject) {
         let Some(found) = &target.found else {
             self.problem(ProblemReason::PathAbsent, rule, pattern.base(), "guarded from the moment it exists");
             return;
@@ -229,12 +290,6 @@ impl Pass<'_, '_> {
                 return;
             }
             _ => {}
-        }
-        let known =
-            Known { handle: look::handle(found.file.as_fd(), self.surveyor.features), name: target.canonical.clone() };
-        let names = self.known.entry(found.stat.inode).or_default();
-        if !names.contains(&known) {
-            names.push(known);
         }
     }
 
@@ -257,7 +312,7 @@ impl Pass<'_, '_> {
                         let Some(target) = self.follow(rule, &path)? else { continue };
                         let alias = PathPattern::literal(target.canonical.clone());
                         self.bindings.aliases.push((rule, alias.clone()));
-                        self.learn(rule, &alias, &target, subject);
+                        self.inspect(rule, &alias, &target, subject);
                         self.mark_all(rule, &alias, Some(&target), subject)?;
                     }
                     FileType::Directory if !glob.matches(&path) && glob.may_match_below(&path) => ahead.push(path),
@@ -283,7 +338,7 @@ impl Pass<'_, '_> {
         }
         let (at, mountpoint) = (held.at.clone(), held.at.clone());
         self.bindings.mounts.push((rule, MountBinding { mount: id, mountpoint }));
-        self.mark(rule, MarkTarget::Mount, &at);
+        self.mark(rule, MarkTarget::Mount, &at, false);
     }
 
     /// Lays the marks that a pattern takes: on the mount where it begins, and on every mount below that it covers.
@@ -310,96 +365,136 @@ impl Pass<'_, '_> {
                     let detail = format!("{}: {}", mount.mount.fstype, refusal.explain());
                     self.problem(reason_of(refusal), rule, &mount.at, detail);
                 }
-                Reach::Filesystem => self.mark(rule, MarkTarget::Filesystem, &mount.at),
-                Reach::Mount { inodes } => {
-                    self.mark(rule, MarkTarget::Mount, &mount.at);
-                    if inodes {
-                        self.mark_inodes(rule, pattern, target, mount, subject)?;
-                    }
-                }
-                Reach::Inodes => self.mark_inodes(rule, pattern, target, mount, subject)?,
+                Reach::Filesystem => self.mark(rule, MarkTarget::Filesystem, &mount.at, false),
+                Reach::Mount { .. } => self.mark(rule, MarkTarget::Mount, &mount.at, false),
+                Reach::Inodes => {}
+            }
+            let near = self.near(mount.reach, rule.list);
+            if near.lay || near.learn {
+                self.plan(rule, pattern, target, mount, subject, near);
             }
         }
         Ok(())
     }
 
-    /// Inode marks for the part of a pattern that lies on `mount`.
-    fn mark_inodes(
+    /// Near marks for the part of a pattern that lies on `mount`, and the trees that are to be walked for it.
+    fn plan(
         &mut self,
         rule: RuleId,
         pattern: &PathPattern,
         target: Option<&Resolved>,
         mount: &Surveyable,
         subject: &Subject,
-    ) -> Result<(), SurveyError> {
+        near: Near,
+    ) {
         let base = pattern.base();
+        let glob = pattern.is_glob().then(|| pattern.clone());
         if below(base, &mount.at).is_some_and(|rest| !rest.is_empty()) {
             // The mount lies below: everything from its root on.
             let left = subject.depth().saturating_sub(depth(&mount.at) - depth(base));
-            return self.walk_rule(rule, &mount.at, left, pattern);
+            let left = if glob.is_some() { u32::MAX } else { left };
+            self.walks.push(Walk { from: mount.at.clone(), left, pattern: glob, near });
+            return;
         }
-        let Some(target) = target else { return Ok(()) };
+        let Some(target) = target else { return };
         let Some(found) = &target.found else {
-            // What is created directly in the deepest directory that exists is seen at once.
-            self.mark(rule, MarkTarget::Directory, &target.parent);
-            return Ok(());
+            // What is created directly in the deepest directory that exists is seen at once. Where wide marks reach,
+            // that matters only if it is the last but one: else a directory has to be made first.
+            let last_but_one = depth(&target.canonical) == depth(&target.parent) + 1;
+            if near.lay && (last_but_one || !near.shared) {
+                self.mark(rule, MarkTarget::Directory, &target.parent, near.shared);
+            }
+            return;
         };
         match found.stat.file_type {
-            FileType::Directory => self.walk_rule(rule, base, subject.depth(), pattern),
-            FileType::CharacterDevice | FileType::BlockDevice | FileType::Fifo | FileType::Socket => Ok(()),
+            FileType::Directory => {
+                let left = if glob.is_some() { u32::MAX } else { subject.depth() };
+                self.walks.push(Walk { from: base.to_vec(), left, pattern: glob, near });
+            }
+            FileType::CharacterDevice | FileType::BlockDevice | FileType::Fifo | FileType::Socket => {}
             _ => {
-                // The file itself, by whatever name; and what replaces it under this one.
-                self.mark(rule, MarkTarget::Inode, base);
-                self.mark(rule, MarkTarget::Directory, &target.parent);
-                Ok(())
-            }
-        }
-    }
-
-    fn walk_rule(&mut self, rule: RuleId, from: &[u8], left: u32, pattern: &PathPattern) -> Result<(), SurveyError> {
-        let before = self.surveyor.ledger.counts().inode;
-        let walked = self.walk(from, if pattern.is_glob() { u32::MAX } else { left }, &|directory| {
-            !pattern.is_glob() || pattern.may_match_below(directory)
-        });
-        let laid = self.surveyor.ledger.counts().inode.saturating_sub(before);
-        if usize::try_from(laid).unwrap_or(usize::MAX) >= MOST_ENTRIES {
-            self.problem(ProblemReason::TooManyEntries, rule, from, "directories beyond are not marked");
-        }
-        walked
-    }
-
-    /// Marks `from` and the directories below it, `left` levels deep (1: `from` alone, whose mark covers its children).
-    /// Stays on one mount. Each directory is marked before it is listed.
-    fn walk(&mut self, from: &[u8], left: u32, enter: &dyn Fn(&[u8]) -> bool) -> Result<(), SurveyError> {
-        let mut ahead = vec![(from.to_vec(), left)];
-        let mut walked = 0;
-        let mut mount = None;
-        while let Some((directory, left)) = ahead.pop() {
-            if self.surveyor.stopping.now() {
-                return Err(SurveyError::Stopped);
-            }
-            let Ok((file, stat)) = self.open(&directory) else { continue };
-            if stat.file_type != FileType::Directory || *mount.get_or_insert(stat.mount) != stat.mount {
-                continue;
-            }
-            if !self.mark_open(None, MarkTarget::Directory, &directory, &file, &stat) {
-                continue;
-            }
-            walked += 1;
-            if left <= 1 || walked >= MOST_ENTRIES {
-                continue;
-            }
-            self.surveyor.watcher.want(file.as_fd(), &directory, For::Subdirectories);
-            for (name, kind) in self.list(&directory)?.unwrap_or_default() {
-                if kind == FileType::Directory {
-                    let path = join(&directory, &[b"/", &name[..]].concat());
-                    if enter(&path) {
-                        ahead.push((path, left.saturating_sub(1)));
-                    }
+                // What replaces the file under this name; and the file itself.
+                if near.lay {
+                    self.mark(rule, MarkTarget::Directory, &target.parent, near.shared);
+                }
+                if near.files {
+                    self.mark(rule, MarkTarget::Inode, base, near.shared);
+                }
+                // It is learned where its directory is looked at: a walk of no level.
+                if near.learn {
+                    self.walks.push(Walk { from: base.to_vec(), left: 0, pattern: None, near });
                 }
             }
         }
+    }
+
+    /// Marks the directories of a tree and learns what a rule denies in them. Stays on one mount. Each directory is
+    /// marked and watched before it is listed, so that nothing comes to be in between.
+    fn walk(&mut self, walk: &Walk, ruling: &Ruling, lessons: &mut Lessons<'_>) -> Result<(), SurveyError> {
+        let Walk { near, .. } = *walk;
+        let mut ahead = vec![(walk.from.clone(), walk.left)];
+        let mut learned = Vec::new();
+        let mut looked = 0;
+        let mut mount = None;
+        while let Some((directory, left)) = ahead.pop() {
+            let Ok((file, stat)) = self.open(&directory) else { continue };
+            if *mount.get_or_insert(stat.mount) != stat.mount {
+                continue;
+            }
+            if looked == 0 && near.learn && ruling.denies(&directory, stat.is_directory()) {
+                learned.push(self.lesson(&file, &stat, &directory));
+            }
+            looked += 1;
+            if !stat.is_directory() || left == 0 {
+                continue;
+            }
+            if near.lay && !self.mark_open(None, MarkTarget::Directory, &directory, &file, &stat, near.shared) {
+                continue;
+            }
+            self.surveyor.watcher.want(file.as_fd(), &directory, For::Guarded);
+            for (name, kind) in self.list(&directory)?.unwrap_or_default() {
+                let is_directory = kind == FileType::Directory;
+                let path = join(&directory, &[b"/", &name[..]].concat());
+                looked += 1;
+                if looked > MOST_ENTRIES {
+                    self.problems.insert(Problem {
+                        reason: ProblemReason::TooManyEntries,
+                        rule: None,
+                        path: walk.from.clone(),
+                        detail: format!("what lies beyond {MOST_ENTRIES} entries is guarded by name only"),
+                    });
+                    lessons(learned);
+                    return Ok(());
+                }
+                if near.learn && (is_directory || kind == FileType::RegularFile) && ruling.denies(&path, is_directory) {
+                    learned.extend(self.lesson_at(&file, &name, &path));
+                    if learned.len() >= LESSON {
+                        lessons(std::mem::take(&mut learned));
+                    }
+                }
+                let enter = walk.pattern.as_ref().is_none_or(|glob| glob.may_match_below(&path));
+                if is_directory && left > 1 && enter {
+                    ahead.push((path, left.saturating_sub(1)));
+                }
+            }
+        }
+        lessons(learned);
         Ok(())
+    }
+
+    fn lesson(&self, file: &OwnedFd, stat: &Stat, name: &[u8]) -> Learned {
+        let handle = look::handle(file.as_fd(), self.surveyor.features);
+        let fingerprint = handle.map(|handle| self.surveyor.fingerprints.of(&handle));
+        Learned { inode: stat.inode, fingerprint, name: name.into() }
+    }
+
+    /// The same for an entry of a directory, without opening it.
+    fn lesson_at(&self, directory: &OwnedFd, entry: &[u8], name: &[u8]) -> Option<Learned> {
+        // Gone since it was listed: whatever comes in its place is told by the watch.
+        let inode = look::inode_at(directory.as_fd(), entry).ok()?;
+        let handle = look::handle_at(directory.as_fd(), entry, self.surveyor.features);
+        let fingerprint = handle.map(|handle| self.surveyor.fingerprints.of(&handle));
+        Some(Learned { inode, fingerprint, name: name.into() })
     }
 
     fn open(&self, path: &[u8]) -> rustix::io::Result<(OwnedFd, Stat)> {
@@ -408,10 +503,10 @@ impl Pass<'_, '_> {
         Ok((file, stat))
     }
 
-    fn mark(&mut self, rule: RuleId, target: MarkTarget, path: &[u8]) {
+    fn mark(&mut self, rule: RuleId, target: MarkTarget, path: &[u8], shared: bool) {
         match self.open(path) {
             Ok((file, stat)) => {
-                self.mark_open(Some(rule), target, path, &file, &stat);
+                self.mark_open(Some(rule), target, path, &file, &stat, shared);
             }
             // Gone, or replaced by a symlink, since we looked: the watch on its directory has seen it.
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::LOOP) => {}
@@ -426,9 +521,11 @@ impl Pass<'_, '_> {
         path: &[u8],
         file: &OwnedFd,
         stat: &Stat,
+        shared: bool,
     ) -> bool {
-        let Surveyor { ledger, group, .. } = self.surveyor;
-        match ledger.want(group, target, self.spec_events, file.as_fd(), stat, path) {
+        let Surveyor { ledger, groups, .. } = self.surveyor;
+        let want = Want { target, events: self.events, object: file.as_fd(), stat, path, shared };
+        match ledger.want(groups, &want) {
             Ok(()) => true,
             Err(error) => {
                 self.problems.insert(Problem {

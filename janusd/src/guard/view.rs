@@ -5,7 +5,7 @@
 //! file. So a path is first taken back to its place in the file system (the [`Tree`] of the mount it came through), and
 //! from there to every name under which the guarded root shows that place ([`Place`]).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// One mount, as paths that were opened through it read: which part of which file system appears where.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub struct View {
     pub trees: HashMap<u64, Tree>,
     /// In no particular order.
     pub places: Vec<Place>,
+    /// The mounts (ids as in `trees`) whose guarded directories bear near marks: only there may files be ignored.
+    pub watched: HashSet<u64>,
 }
 
 /// Room for the names of one file; kept between events so that a steady stream allocates nothing.
@@ -154,6 +156,7 @@ mod tests {
                 place(DISK, "/pods/1/vol/sub", "/sub"),
                 place(DISK, "/pods/1/hosts", "/etc/hosts"),
             ],
+            watched: HashSet::new(),
         }
     }
 

@@ -17,8 +17,8 @@ struct Interest {
     entries: BTreeSet<Vec<u8>>,
     /// Every entry.
     all: bool,
-    /// Every entry that is a directory.
-    subdirectories: bool,
+    /// Every entry that appears.
+    guarded: bool,
     /// Asked for by this survey.
     wanted: bool,
 }
@@ -30,8 +30,8 @@ pub(super) enum For<'a> {
     Entry(&'a [u8]),
     /// Any entry may.
     Entries,
-    /// A directory may appear.
-    Subdirectories,
+    /// What appears in it is denied, or holds what is.
+    Guarded,
 }
 
 /// What has happened.
@@ -39,8 +39,8 @@ pub(super) enum For<'a> {
 pub(super) enum Change {
     /// Something that a survey would see.
     Survey,
-    /// A directory has appeared where all directories below are marked.
-    Subdirectory(Vec<u8>),
+    /// This has appeared in a guarded directory.
+    Appeared(Vec<u8>),
 }
 
 /// An inotify instance.
@@ -90,7 +90,7 @@ impl Watcher {
                         }
                     }
                     For::Entries => interest.all = true,
-                    For::Subdirectories => interest.subdirectories = true,
+                    For::Guarded => interest.guarded = true,
                 }
             }
             Err(Errno::NOSPC | Errno::NOMEM | Errno::MFILE) => self.full = true,
@@ -135,7 +135,11 @@ impl Watcher {
             let Some((path, interest)) = self.directories.get(&event.wd()) else { continue };
             let gone = ReadFlags::IGNORED | ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF | ReadFlags::UNMOUNT;
             if flags.intersects(gone) {
-                changes.push(Change::Survey);
+                // A guarded directory that is deleted takes its marks along, and nothing else changes. One that moves may
+                // have come to lie elsewhere.
+                if interest.all || !interest.entries.is_empty() || flags.contains(ReadFlags::MOVE_SELF) {
+                    changes.push(Change::Survey);
+                }
                 if flags.contains(ReadFlags::IGNORED) {
                     self.directories.remove(&event.wd());
                 }
@@ -146,9 +150,9 @@ impl Watcher {
                 changes.push(Change::Survey);
             }
             let appeared = flags.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO);
-            if interest.subdirectories && appeared && flags.contains(ReadFlags::ISDIR) {
+            if interest.guarded && appeared {
                 let below = [b"/", name].concat();
-                changes.push(Change::Subdirectory(super::view::join(path, &below)));
+                changes.push(Change::Appeared(super::view::join(path, &below)));
             }
         }
         changes.dedup();

@@ -9,17 +9,19 @@
 //! allowed, first. An event whose mount is not known waits for the lookup thread, never longer than
 //! [`lookup::DEADLINE`], while the others are answered.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use crossbeam_channel::Sender;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::doorbell::{Mailbox, Speaker};
+use super::groups::Asker;
 use super::inbox::{Held, Inbox};
 use super::judge::{Judge, Mount, Seen, Verdict};
+use super::known::{Fingerprint, Fingerprints, Learned};
 use super::lookup::{self, Lookups, Request};
 use super::opener::{Opener, Wanted};
 use super::view::{Names, Tree};
@@ -29,13 +31,17 @@ use crate::fanotify::group::ReadBuffer;
 use crate::fanotify::look::{self, Stat};
 use crate::fanotify::{Features, PermissionEvent, ReadError};
 use crate::metrics::GuardMetrics;
-use crate::policy::{Decision, Failure, Reason, Response};
+use crate::policy::{Decision, Events, Failure, Reason, Response};
 
 /// What a worker is told.
 #[derive(Debug)]
 pub(super) enum Command {
     /// Judge by these orders from now on; answers when they are in force.
     Orders(Arc<Orders>, Sender<()>),
+    /// These files are denied by name somewhere; answers when they are known.
+    Learn(Vec<Learned>, Option<Sender<()>>),
+    /// Whether the kernel may be told to answer for files that no rule denies; answers when that holds.
+    Ignoring(bool, Sender<()>),
     /// A lookup has come back.
     Mount {
         /// Which mount.
@@ -56,6 +62,8 @@ pub(super) struct Orders {
     pub text: Arc<GuardText>,
     /// Which facts about the opener the lines ask for.
     pub wanted: Wanted,
+    /// The events that marks ask about.
+    pub events: Events,
 }
 
 /// What a worker needs besides orders; the same for the guard's whole life.
@@ -66,7 +74,15 @@ pub(super) struct Desk {
     pub(super) lookups: Lookups,
     pub(super) replies: Speaker<Command>,
     pub(super) features: Features,
+    pub(super) fingerprints: Fingerprints,
     pub(super) own_pid: i32,
+}
+
+impl Desk {
+    /// The fingerprint of an open file, where its file system gives it a handle.
+    pub(super) fn fingerprint(&self, file: BorrowedFd<'_>) -> Option<Fingerprint> {
+        look::handle(file, &self.features).map(|handle| self.fingerprints.of(&handle))
+    }
 }
 
 /// Why a worker ended by itself.
@@ -93,6 +109,8 @@ struct Kernel {
     buffer: ReadBuffer,
     paths: look::Names,
     names: Names,
+    /// Of the file that was judged last, if its number was suspect.
+    fingerprint: Option<Fingerprint>,
 }
 
 /// What came of a batch, event by event; refilled, never reallocated.
@@ -101,6 +119,7 @@ struct Batch {
     decisions: Vec<Option<Decision>>,
     notes: Vec<Note>,
     shown: Vec<u8>,
+    denied: Vec<u8>,
     answers: Vec<Answer>,
     outcomes: Vec<Option<Outcome>>,
 }
@@ -113,6 +132,10 @@ struct Note {
     /// The end of its path in `shown`; it begins where the previous one ends.
     shown_to: usize,
     opener: Option<Opener>,
+    /// The end of its denied name in `denied`, likewise.
+    denied_to: usize,
+    /// The kernel may answer for this file from now on.
+    ignore: bool,
 }
 
 impl Worker {
@@ -127,7 +150,7 @@ impl Worker {
             Ok(paths) => paths,
             Err(errno) => return Err((errno.into(), Box::new(inbox))),
         };
-        let kernel = Kernel { buffer: ReadBuffer::default(), paths, names: Names::default() };
+        let kernel = Kernel { buffer: ReadBuffer::default(), paths, names: Names::default(), fingerprint: None };
         Ok(Worker { inbox, mailbox, orders, kernel, batch: Batch::default() })
     }
 
@@ -144,7 +167,20 @@ impl Worker {
                     Command::Orders(orders, acknowledge) => {
                         self.inbox.judge = orders.judge.clone();
                         self.orders = orders;
+                        self.inbox.make_room();
                         // Whoever gave the order may have gone; the order stands.
+                        let _gone = acknowledge.send(());
+                    }
+                    Command::Learn(files, acknowledge) => {
+                        for file in files {
+                            self.inbox.learn(file.inode, file.fingerprint, &file.name);
+                        }
+                        if let Some(acknowledge) = acknowledge {
+                            let _gone = acknowledge.send(());
+                        }
+                    }
+                    Command::Ignoring(ignoring, acknowledge) => {
+                        self.inbox.ignoring = ignoring;
                         let _gone = acknowledge.send(());
                     }
                     Command::Mount { mount, tree } => self.looked_up(mount, &tree),
@@ -152,14 +188,16 @@ impl Worker {
                 }
             }
             self.expire();
-            match self.read() {
-                Ok(()) | Err(ReadError::Empty) => {}
-                Err(error @ ReadError::Record(_)) => return End::Misread(error),
-                Err(ReadError::Read(errno @ (Errno::BADF | Errno::INVAL | Errno::FAULT))) => {
-                    return End::GroupLost(errno);
+            for asker in [Asker::Wide, Asker::Near] {
+                match self.read(asker) {
+                    Ok(()) | Err(ReadError::Empty) => {}
+                    Err(error @ ReadError::Record(_)) => return End::Misread(error),
+                    Err(ReadError::Read(errno @ (Errno::BADF | Errno::INVAL | Errno::FAULT))) => {
+                        return End::GroupLost(errno);
+                    }
+                    // EMFILE, ENFILE, ENOMEM, or the file's own error: the kernel has denied the event at the head.
+                    Err(ReadError::Read(_)) => self.inbox.desk.metrics.failed(Failure::ReadFailed, 1),
                 }
-                // EMFILE, ENFILE, ENOMEM, or the file's own error: the kernel has denied the event at the head.
-                Err(ReadError::Read(_)) => self.inbox.desk.metrics.failed(Failure::ReadFailed, 1),
             }
         }
     }
@@ -172,7 +210,8 @@ impl Worker {
             Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() }
         });
         let mut fds = [
-            PollFd::new(&self.inbox.group, PollFlags::IN),
+            PollFd::new(&self.inbox.groups.wide, PollFlags::IN),
+            PollFd::new(&self.inbox.groups.near, PollFlags::IN),
             PollFd::from_borrowed_fd(self.mailbox.as_fd(), PollFlags::IN),
         ];
         match poll(&mut fds, timeout.as_ref()) {
@@ -181,11 +220,10 @@ impl Worker {
         }
     }
 
-    /// Reads one batch and answers it, even if reading failed behind its first events.
-    fn read(&mut self) -> Result<(), ReadError> {
-        let result = self.inbox.group.read(&mut self.kernel.buffer, &mut self.inbox.fresh);
+    /// Reads one batch of one group and answers it, even if reading failed behind its first events.
+    fn read(&mut self, asker: Asker) -> Result<(), ReadError> {
+        let result = self.inbox.read(asker, &mut self.kernel.buffer);
         if !self.inbox.fresh.is_empty() {
-            self.inbox.read_at = Instant::now();
             self.judge_and_answer(None);
         }
         if let Ok(report) = result
@@ -202,6 +240,7 @@ impl Worker {
         self.batch.decisions.clear();
         self.batch.notes.clear();
         self.batch.shown.clear();
+        self.batch.denied.clear();
         for at in 0..self.inbox.fresh.len() {
             self.inbox.judging = Some(at);
             let decision = self.judge(at, mount.unwrap_or(Mount::Unasked));
@@ -233,23 +272,48 @@ impl Worker {
                 Err(failure) => Some(self.orders.judge.failed(failure)),
             }
         };
+        note.denied_to = self.batch.denied.len();
         self.batch.notes.push(note);
-        if decision.is_some_and(|decision| decision.line) {
-            self.note(at);
+        if let Some(decision) = decision {
+            self.remember(at, &decision);
         }
         decision
+    }
+
+    /// Remembers, for after the answer, what is to be made of the event. Its names are at hand only now.
+    fn remember(&mut self, at: usize, decision: &Decision) {
+        if decision.line {
+            self.note(at);
+        }
+        let Self { inbox, kernel, orders, batch, .. } = self;
+        let Some(note) = batch.notes.last_mut() else { return };
+        let Some(stat) = note.stat.filter(|_| !note.own) else { return };
+        if decision.rule.is_some() && (decision.response == Response::Deny || decision.would_deny) {
+            if inbox.known.names(stat.inode, kernel.fingerprint).next().is_none()
+                && let Some(name) = kernel.names.iter().find(|name| orders.judge.denies(name, stat.is_directory()))
+            {
+                batch.denied.extend_from_slice(name);
+                note.denied_to = batch.denied.len();
+            }
+        } else {
+            note.ignore = inbox.ignoring
+                && inbox.asker == Asker::Wide
+                && matches!(decision.reason, Reason::NoRule | Reason::RuleAllow)
+                && !decision.line
+                && inbox.may_ignore(&stat)
+                && orders.judge.indifferent(&stat, &kernel.names);
+        }
     }
 
     fn judge_seen(&mut self, at: usize, stat: &Stat, mount: Mount<'_>) -> Option<Decision> {
         let Self { inbox, kernel, orders, .. } = self;
         let (inbox, judge) = (&*inbox, &*orders.judge);
-        let features = &inbox.desk.features;
-        match kernel.judge(&inbox.fresh[at], stat, judge, features, mount) {
+        match kernel.judge(inbox, &inbox.fresh[at], stat, judge, mount) {
             Verdict::Decided(decision) => return Some(decision),
             Verdict::AskMount => {}
         }
         let failure = ask(inbox, &inbox.fresh[at], stat).err()?;
-        match kernel.judge(&inbox.fresh[at], stat, judge, features, Mount::Failed(failure)) {
+        match kernel.judge(inbox, &inbox.fresh[at], stat, judge, Mount::Failed(failure)) {
             Verdict::Decided(decision) => Some(decision),
             Verdict::AskMount => Some(judge.failed(failure)),
         }
@@ -282,7 +346,8 @@ impl Worker {
             match (decision, note.stat) {
                 (None, Some(stat)) => {
                     let event = self.inbox.fresh.remove(at);
-                    self.inbox.held.push(Held { event, since, mount: stat.mount });
+                    let asker = self.inbox.asker;
+                    self.inbox.held.push(Held { event, asker, since, mount: stat.mount });
                 }
                 _ => at += 1,
             }
@@ -293,13 +358,20 @@ impl Worker {
     fn account(&mut self) {
         let seconds = self.inbox.read_at.elapsed().as_secs_f64();
         let mut answered = 0;
-        let mut shown_from = 0;
+        let (mut shown_from, mut denied_from) = (0, 0);
         for ((decision, note), outcome) in
             self.batch.decisions.iter().zip(&mut self.batch.notes).zip(&self.batch.outcomes)
         {
             let shown = &self.batch.shown[shown_from..note.shown_to];
-            shown_from = note.shown_to;
+            let denied = &self.batch.denied[denied_from..note.denied_to];
+            (shown_from, denied_from) = (note.shown_to, note.denied_to);
             let (Some(decision), Some(outcome)) = (decision, outcome) else { continue };
+            if !denied.is_empty() {
+                self.inbox.learn_open(answered, note.stat, denied, self.orders.events);
+            }
+            if note.ignore {
+                self.inbox.ignore(answered, self.orders.events);
+            }
             let event = &self.inbox.fresh[answered];
             answered += 1;
             match outcome {
@@ -348,11 +420,14 @@ impl Worker {
     }
 
     fn release(&mut self, ready: impl Fn(&Held) -> bool, mount: Mount<'_>) {
-        // A batch is bounded by what one writev takes. Events that were looked up are decided, so this ends.
+        // A batch is of one group, and bounded by what one writev takes. Events that were looked up are decided, so this
+        // ends.
         while let Some(first) = self.inbox.held.iter().position(&ready) {
+            self.inbox.asker = self.inbox.held[first].asker;
             let mut at = first;
             while at < self.inbox.held.len() && self.inbox.fresh.len() < BATCH {
-                if ready(&self.inbox.held[at]) {
+                let held = &self.inbox.held[at];
+                if held.asker == self.inbox.asker && ready(held) {
                     let held = self.inbox.held.swap_remove(at);
                     if self.inbox.fresh.is_empty() || held.since < self.inbox.read_at {
                         self.inbox.read_at = held.since;
@@ -368,10 +443,12 @@ impl Worker {
 
     /// Takes all marks away, answers what is queued, and ends.
     fn stop(&mut self) -> End {
-        if let Err(error) = self.inbox.group.flush() {
+        if let Err(error) = self.inbox.groups.flush() {
             tracing::error!(%error, "marks could not be removed; they go with the group");
         }
-        while let Ok(()) | Err(ReadError::Read(Errno::MFILE | Errno::NFILE)) = self.read() {}
+        for asker in [Asker::Wide, Asker::Near] {
+            while let Ok(()) | Err(ReadError::Read(Errno::MFILE | Errno::NFILE)) = self.read(asker) {}
+        }
         self.release(|_| true, Mount::Failed(Failure::LookupTimeout));
         End::Stopped
     }
@@ -405,14 +482,16 @@ impl Kernel {
 
     fn judge(
         &mut self,
+        inbox: &Inbox,
         event: &PermissionEvent,
         stat: &Stat,
         judge: &dyn Judge,
-        features: &Features,
         mount: Mount<'_>,
     ) -> Verdict {
-        let handle = if judge.suspect(stat.inode) { look::handle(event.file.as_fd(), features) } else { None };
+        let suspect = inbox.known.suspects(stat.inode);
+        self.fingerprint = if suspect { inbox.desk.fingerprint(event.file.as_fd()) } else { None };
         let path = self.paths.of(&event.file, stat.links).ok();
-        judge.judge(&Seen { event: event.event, stat: *stat, path, handle }, mount, &mut self.names)
+        let seen = Seen { event: event.event, stat: *stat, path, fingerprint: self.fingerprint };
+        judge.judge(&seen, mount, &inbox.known, &mut self.names)
     }
 }
