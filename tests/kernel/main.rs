@@ -27,6 +27,7 @@ mod lines;
 mod load;
 mod manifest;
 mod meaning;
+mod measure;
 mod metrics;
 mod patterns;
 mod protocol;
@@ -68,7 +69,8 @@ fn main() -> ExitCode {
         faults::TESTS,
         load::TESTS,
     ];
-    let trials = modules.into_iter().flatten().flat_map(Test::trials).collect();
+    let mut trials: Vec<Trial> = modules.into_iter().flatten().flat_map(Test::trials).collect();
+    trials.extend(measure::MEASURES.iter().map(measure::trial));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 

@@ -1,0 +1,120 @@
+//! Figures, as ratios to a floor of the same run: `cargo test --release -p janusd --test kernel -- --bench`.
+//!
+//! Not tests: nothing here fails for being slow.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use libtest_mimic::{Failed, Measurement, Trial};
+
+use crate::case::{Case, Janus};
+use crate::container::Agent;
+use crate::manifest;
+use crate::watchdog::{Watchdog, wait_until};
+
+/// A figure, and how it is come by.
+pub(crate) const MEASURES: &[(&str, fn(&Case))] = &[("opens", opens), ("a_large_tree", a_large_tree)];
+
+pub(crate) fn trial((name, measure): &(&'static str, fn(&Case))) -> Trial {
+    let measure = *measure;
+    Trial::bench(format!("measure::{name}"), move |test_mode| {
+        if test_mode {
+            return Ok(None);
+        }
+        let watchdog = Watchdog::start(Duration::from_secs(300));
+        let case = Case::new(Janus::Guards, watchdog.watch());
+        let started = Instant::now();
+        measure(&case);
+        drop(case);
+        if watchdog.stop() {
+            return Err(Failed::from("took more than five minutes"));
+        }
+        // What counts is printed; the harness wants a figure too.
+        Ok(Some(Measurement { avg: started.elapsed().as_nanos() as u64, variance: 0 }))
+    })
+}
+
+/// Microseconds that one open takes, the median of several rounds of one spinning opener.
+fn open_takes(agent: &Agent, path: &str) -> f64 {
+    let mut rounds: Vec<f64> = (0..7)
+        .map(|_| {
+            let load = agent.start_openers(1, &[path]);
+            let (from, before) = (Instant::now(), load.opened());
+            wait_until(Duration::from_millis(300), || false);
+            let opened = load.opened() - before;
+            let took = from.elapsed().as_secs_f64() * 1e6 / opened as f64;
+            load.stop();
+            took
+        })
+        .collect();
+    rounds.sort_by(f64::total_cmp);
+    rounds[rounds.len() / 2]
+}
+
+/// What an open costs under a guard on a container, by what the rules say of the file.
+fn opens(case: &Case) {
+    let container = case.container();
+    let floor = open_takes(&container, "/public");
+    println!("\n  {:<58} {:>8} {:>8}", "one opener, an overlay root, medians of 7", "µs", "ratio");
+    let row = |what: &str, took: f64| println!("  {what:<58} {took:>8.2} {:>8.2}", took / floor);
+    row("no guard", floor);
+    let settled = Instant::now();
+    let _janusd = case.guard(
+        &container,
+        &manifest::guard(&["{deny: [/denied, /secret], allow: [/open], events: [open], log: Denied}"]),
+    );
+    row("a sibling of a guarded file (never left to the kernel)", open_takes(&container, "/public"));
+    // Until then a file is too fresh for the kernel to be told to answer by itself.
+    wait_until(Duration::from_millis(2500).saturating_sub(settled.elapsed()), || false);
+    row("a file that no rule names, repeated", open_takes(&container, "/bin/true"));
+    row("a denied file", open_takes(&container, "/denied/file"));
+}
+
+/// A tree of 100,000 files under one deny.
+fn a_large_tree(case: &Case) {
+    const FILES: usize = 100_000;
+    let place = case.directory();
+    let directories = 100;
+    for directory in 0..directories {
+        let directory = place.at("/denied").join(format!("d{directory:03}"));
+        fs::create_dir(&directory).unwrap();
+        for file in 0..FILES / directories {
+            fs::write(directory.join(format!("file-{file:05}.json")), "").unwrap();
+        }
+    }
+    let started = Instant::now();
+    let empty = case.guard(&place, &manifest::guard(&["{deny: [/secret], events: [open], log: None}"]));
+    let floor = started.elapsed();
+    drop(empty);
+    let slab_before = slab();
+    let started = Instant::now();
+    let janusd = case.guard(&place, &manifest::guard(&["{deny: [/denied], events: [open], log: None}"]));
+    let armed = started.elapsed() - floor;
+    let Some(janusd) = janusd.running() else { return };
+    let metrics = janusd.metrics();
+    let known = metrics.sum("janus_guard_identities", &[]);
+    let bytes = metrics.sum("janus_guard_identity_bytes", &[]);
+    let status = fs::read_to_string(format!("/proc/{}/status", janusd.pid())).unwrap();
+    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default().trim().to_owned();
+    println!("\n  {FILES} files in {directories} directories under one deny, --root on the disk");
+    println!(
+        "  armed in {:.0} ms, {:.2} µs a file",
+        armed.as_secs_f64() * 1e3,
+        armed.as_secs_f64() * 1e6 / FILES as f64
+    );
+    println!("  {known} identities, {:.0} bytes each; janusd's RSS {rss}", bytes as f64 / known as f64);
+    println!(
+        "  kernel slab grew by {} kB (marks, and inodes and names that the walk read)",
+        slab().saturating_sub(slab_before)
+    );
+    let file: PathBuf = place.at("/denied/d000/file-00000.json");
+    println!("  an open in it: {:.1} µs", open_takes(&case.host(), file.to_str().unwrap()));
+}
+
+/// The kernel's slab memory, kB.
+fn slab() -> u64 {
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap();
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("Slab:")).unwrap_or_default();
+    line.trim().trim_end_matches(" kB").parse().unwrap_or_default()
+}
