@@ -274,25 +274,11 @@ fn escape(bytes: &[u8], quoting: Quoting, out: &mut String) {
     }
 }
 
-/// `2026-11-23T08:38:00.123456Z`. Times before 1970 are shown as its first second.
+/// `2026-11-23T08:38:00.123456Z`. Times before 1970 are shown as its first moment, those beyond the year 9999 as `-`.
 fn rfc3339(time: SystemTime) -> String {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let seconds = since.as_secs();
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // Howard Hinnant's civil_from_days: years begin in March, so that the leap day comes last.
-    let days = days + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:06}Z",
-        second / 3_600,
-        second / 60 % 60,
-        second % 60,
-        since.subsec_micros()
-    )
+    let mut text = String::new();
+    match write!(text, "{}", humantime::format_rfc3339_micros(time.max(UNIX_EPOCH))) {
+        Ok(()) => text,
+        Err(_) => "-".to_owned(),
+    }
 }

@@ -10,11 +10,12 @@ use clap::Parser;
 use janusd::check::Inquiry;
 use janusd::commands::guard::{Options, RootPlace};
 use janusd::{commands, events, policy};
+use tracing_appender::non_blocking::WorkerGuard;
 
 fn main() -> ExitCode {
     let status = match Arguments::parse().command {
         Command::Guard(arguments) => {
-            log_to_stderr(arguments.log_format);
+            let _flushed_at_the_end = log_to_stderr(arguments.log_format);
             commands::guard::run(Options {
                 files: arguments.manifests.files,
                 place: match arguments.pid {
@@ -34,23 +35,26 @@ fn main() -> ExitCode {
         }
         Command::Preflight(arguments) => commands::preflight::run(arguments.output == Output::Json),
         Command::Demo => {
-            log_to_stderr(LogFormat::Text);
+            let _flushed_at_the_end = log_to_stderr(LogFormat::Text);
             commands::demo::run()
         }
     };
     ExitCode::from(status)
 }
 
-/// `RUST_LOG` chooses what is told, as everywhere.
-fn log_to_stderr(format: LogFormat) {
+/// `RUST_LOG` chooses what is told, as everywhere. Through a thread and a queue of its own: a reader of stderr that has
+/// stopped costs log lines, and never holds up the thread that would restart a worker.
+fn log_to_stderr(format: LogFormat) -> WorkerGuard {
     let filter = tracing_subscriber::EnvFilter::builder()
         .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
         .from_env_lossy();
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let (stderr, guard) = tracing_appender::non_blocking(std::io::stderr());
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
     match format {
         LogFormat::Text => subscriber.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
         LogFormat::Json => subscriber.json().init(),
     }
+    guard
 }
 
 fn inquiry(arguments: &CheckArguments) -> Option<Inquiry> {

@@ -100,7 +100,7 @@ fn findings() -> Vec<Finding> {
         ),
         finding("pidfd", features.pidfd, false, "FAN_REPORT_PIDFD with permission events"),
         finding("pre-content events", marks.pre_content, false, "FAN_PRE_ACCESS on tmpfs (not used)"),
-        limit("fanotify groups", "/proc/sys/fs/fanotify/max_user_groups", "guards at most; one group each"),
+        limit("fanotify groups", "/proc/sys/fs/fanotify/max_user_groups", "at most; a guard needs two"),
         limit(
             "fanotify marks",
             "/proc/sys/fs/fanotify/max_user_marks",

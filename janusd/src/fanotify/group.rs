@@ -72,9 +72,7 @@ fn bits(events: Events) -> u64 {
 #[derive(Debug, thiserror::Error)]
 pub enum GroupError {
     /// EMFILE of `fanotify_init(2)`: the user's limit of groups, or the process's limit of descriptors.
-    #[error(
-        "no more fanotify groups: fs.fanotify.max_user_groups or RLIMIT_NOFILE is reached (one group a guard is needed)"
-    )]
+    #[error("no more fanotify groups: fs.fanotify.max_user_groups or RLIMIT_NOFILE is reached (a guard needs two)")]
     Limit,
     /// EPERM.
     #[error("fanotify permission events need CAP_SYS_ADMIN")]

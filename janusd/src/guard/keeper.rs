@@ -136,12 +136,14 @@ impl Keeper {
             if ended {
                 continue;
             }
-            stale |= woken.mounts;
-            for change in &woken.changes {
-                stale |= match change {
-                    Change::Survey => true,
-                    Change::Appeared(path) => self.extend(path).is_err(),
-                };
+            stale |= woken.mounts | woken.changes.contains(&Change::Survey);
+            let appeared = woken.changes.into_iter().filter_map(|change| match change {
+                Change::Survey => None,
+                Change::Appeared(path) => Some(path),
+            });
+            let appeared: Vec<_> = appeared.collect();
+            if !appeared.is_empty() {
+                stale |= self.extend(&appeared).is_err();
             }
             if stale && not_before <= Instant::now() {
                 let started = Instant::now();
@@ -252,7 +254,7 @@ impl Keeper {
         self.surveyor().survey(spec, &mut lessons)
     }
 
-    fn extend(&mut self, path: &[u8]) -> Result<(), SurveyError> {
+    fn extend(&mut self, appeared: &[Vec<u8>]) -> Result<(), SurveyError> {
         let Some(ruling) = self.ruling.clone() else { return Ok(()) };
         let spec = self.spec.clone();
         let worker = self.worker.clone();
@@ -263,7 +265,7 @@ impl Keeper {
                 let _late = acknowledged.recv_timeout(OBEY);
             }
         };
-        self.surveyor().extend(&spec, &ruling, path, &mut lessons)?;
+        self.surveyor().extend(&spec, &ruling, appeared, &mut lessons)?;
         self.report.lock().marks = self.ledger.counts();
         Ok(())
     }

@@ -128,27 +128,34 @@ impl Surveyor<'_> {
         &mut self,
         spec: &GuardSpec,
         ruling: &Ruling,
-        path: &[u8],
+        appeared: &[Vec<u8>],
         lessons: &mut Lessons<'_>,
     ) -> Result<(), SurveyError> {
         let root = self.root.open()?;
         let mounts = Mounts::read(self.root, root.as_fd(), self.features)?;
         let mut pass = Pass::new(self, root.as_fd(), &mounts, spec.events());
-        let Some(held) = mounts.holding(path) else { return Ok(()) };
-        let near = pass.near(held.reach, List::Deny);
-        let Ok((file, stat)) = pass.open(path) else { return Ok(()) };
-        if !stat.is_directory() {
-            if ruling.denies(path, false) {
-                lessons(vec![pass.lesson(&file, &stat, path)]);
-                // Only now: the worker knows it, and does not let the kernel answer for it again. ENOENT, as nearly
-                // always: the kernel did not.
-                let _not_ignored = pass.surveyor.groups.wide.heed_file(spec.events(), file.as_fd());
+        let mut files = Vec::new();
+        let mut learned = Vec::new();
+        for path in appeared {
+            let Some(held) = mounts.holding(path) else { continue };
+            // Gone again, or a symlink: there is nothing to guard.
+            let Ok((file, stat)) = pass.open(path) else { continue };
+            if stat.is_directory() {
+                let near = pass.near(held.reach, List::Deny);
+                // Depth limits are left to the next full survey: a mark too many costs an answer, one too few a file.
+                pass.walk(&Walk { from: path.clone(), left: u32::MAX, pattern: None, near }, ruling, lessons)?;
+            } else if ruling.denies(path, false) {
+                learned.push(pass.lesson(&file, &stat, path));
+                files.push(file);
             }
-            return Ok(());
         }
-        // Depth limits are left to the next full survey: a mark too many costs an answer, one too few a file.
-        let walk = Walk { from: path.to_vec(), left: u32::MAX, pattern: None, near };
-        pass.walk(&walk, ruling, lessons)
+        lessons(learned);
+        for file in files {
+            // Only now: the worker knows them, and does not let the kernel answer for them again. ENOENT, as nearly
+            // always: the kernel did not.
+            let _not_ignored = pass.surveyor.groups.wide.heed_file(spec.events(), file.as_fd());
+        }
+        Ok(())
     }
 
     /// Takes away the marks and watches that the last survey did not want. Call it once the new rules are in force. True
@@ -282,12 +289,10 @@ impl<'a, 's> Pass<'a, 's> {
             FileType::CharacterDevice | FileType::BlockDevice | FileType::Fifo | FileType::Socket => {
                 let detail = "the kernel asks nobody about devices, FIFOs and sockets";
                 self.problem(ProblemReason::SpecialFileNotGated, rule, pattern.base(), detail);
-                return;
             }
             FileType::Directory => {}
             _ if subject.only_dir() => {
                 self.problem(ProblemReason::NotADirectory, rule, pattern.base(), "left out, as onlyDir asks");
-                return;
             }
             _ => {}
         }

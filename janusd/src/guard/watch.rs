@@ -35,13 +35,16 @@ pub(super) enum For<'a> {
 }
 
 /// What has happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Change {
     /// Something that a survey would see.
     Survey,
     /// This has appeared in a guarded directory.
     Appeared(Vec<u8>),
 }
+
+/// Changes that are taken at once, at most.
+const MOST_CHANGES: usize = 4096;
 
 /// An inotify instance.
 #[derive(Debug)]
@@ -114,10 +117,11 @@ impl Watcher {
 
     /// Takes what has happened since the last call.
     pub(super) fn take(&mut self) -> Vec<Change> {
-        let mut changes = Vec::new();
+        let mut changes: Vec<Change> = Vec::new();
         let mut buffer = [const { MaybeUninit::uninit() }; 8192];
         let mut reader = Reader::new(&self.inotify, &mut buffer);
-        loop {
+        // Whoever writes faster than we read must not keep us here: the rest is taken at the next call.
+        while changes.len() < MOST_CHANGES {
             let event = match reader.next() {
                 Ok(event) => event,
                 Err(Errno::INTR) => continue,
@@ -155,6 +159,7 @@ impl Watcher {
                 changes.push(Change::Appeared(super::view::join(path, &below)));
             }
         }
+        changes.sort();
         changes.dedup();
         changes
     }
