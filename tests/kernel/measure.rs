@@ -14,9 +14,11 @@ use crate::manifest;
 use crate::watchdog::{Watchdog, wait_until};
 
 /// A figure, and how it is come by.
-pub(crate) const MEASURES: &[(&str, fn(&Case))] = &[("opens", opens), ("a_large_tree", a_large_tree)];
+type Measure = (&'static str, fn(&Case));
 
-pub(crate) fn trial((name, measure): &(&'static str, fn(&Case))) -> Trial {
+pub(crate) const MEASURES: &[Measure] = &[("opens", opens), ("a_large_tree", a_large_tree)];
+
+pub(crate) fn trial((name, measure): &Measure) -> Trial {
     let measure = *measure;
     Trial::bench(format!("measure::{name}"), move |test_mode| {
         if test_mode {
