@@ -6,7 +6,10 @@ use std::fmt::Write as _;
 
 use crate::line::Printable;
 use crate::manifest;
-use crate::policy::{Bindings, Event, Events, GuardSpec, Origin, Outcome, Policy, Question, Subject};
+use crate::policy::{
+    Bindings, Event, Events, Exceptions, GuardSpec, List, Origin, Outcome, PathPattern, Policy, Process, Question,
+    Reason, Subject, Who,
+};
 
 /// Exit status when everything is right.
 pub const OK: u8 = 0;
@@ -83,8 +86,8 @@ pub fn warnings(guard: &GuardSpec) -> Vec<String> {
         if !subject.deny().is_empty() && !open_denied(subject.events()) {
             if subject.events().contains(Event::Execute) {
                 warnings.push(format!(
-                    "{at}.events: execute without open: a copy of the file, or its loader or interpreter, dodges this; \
-                     also deny open"
+                    "{at}.events: execute without open: a copy of the file, of its loader or of its interpreter dodges \
+                     this; also deny open"
                 ));
             }
             if subject.events().contains(Event::Access) {
@@ -93,16 +96,6 @@ pub fn warnings(guard: &GuardSpec) -> Vec<String> {
                      event; also deny open"
                 ));
             }
-        }
-        if subject.auto_allow_owner() {
-            warnings.push(format!(
-                "{at}.autoAllowOwner: is checked but not honoured in this release: owners are denied too"
-            ));
-        }
-        if !subject.except().is_empty() {
-            warnings.push(format!(
-                "{at}.except: is checked but not honoured in this release: its processes are denied too"
-            ));
         }
         for (list, path) in same_paths(subject) {
             warnings.push(format!("{at}.{list}: `{path}` is in deny as well, and deny wins"));
@@ -143,8 +136,8 @@ fn explain(guards: &[GuardSpec], inquiry: &Inquiry) -> String {
         let mut denying = Vec::new();
         let mut auditing = Vec::new();
         for guard in guards {
-            let question = Question { event, directory, names: &names, mount: None };
-            let outcome = explain_guard(guard, &question, &mut text);
+            let question = Question { event, directory, names: &names, mount: None, who: None };
+            let outcome = explain_guard(guard, &question, inquiry, &mut text);
             match outcome {
                 Outcome::Deny => denying.push(guard.name().to_string()),
                 Outcome::Audit => auditing.push(guard.name().to_string()),
@@ -163,9 +156,10 @@ fn explain(guards: &[GuardSpec], inquiry: &Inquiry) -> String {
     text
 }
 
-fn explain_guard(guard: &GuardSpec, question: &Question<'_>, text: &mut String) -> Outcome {
+fn explain_guard(guard: &GuardSpec, question: &Question<'_>, inquiry: &Inquiry, text: &mut String) -> Outcome {
     let policy = Policy::new(guard, &Bindings::default());
-    let decision = policy.decide(question);
+    let who = who(guard, inquiry);
+    let decision = policy.decide(&Question { who: Some(who), ..*question });
     let matches = policy.explain(question);
     let _ = writeln!(text, "  guard {}: {} ({})", guard.name(), decision.outcome().word(), decision.reason.word());
     for (index, subject) in (0..).zip(guard.subjects()) {
@@ -184,7 +178,7 @@ fn explain_guard(guard: &GuardSpec, question: &Question<'_>, text: &mut String) 
             continue;
         };
         let _ = writeln!(text, "{}", best.rule.list.word());
-        for found in of_subject {
+        for found in &of_subject {
             let written = guard.rule(found.rule).map(ToString::to_string).unwrap_or_default();
             let _ = writeln!(
                 text,
@@ -197,16 +191,86 @@ fn explain_guard(guard: &GuardSpec, question: &Question<'_>, text: &mut String) 
                 if found.stable { ", without the kubelet's versioned directory" } else { "" },
             );
         }
+        if best.rule.list == List::Deny {
+            explain_exceptions(guard.subjects().get(usize::from(index)), inquiry, text);
+        }
+    }
+    let interprets = Who { interpreter: Some(true), ..who };
+    let run = policy.decide(&Question { who: Some(interprets), ..*question });
+    if let (Reason::Interpreter, Some(rule)) = (run.reason, run.rule) {
+        let _ =
+            writeln!(text, "    an open by the file's own program interpreter: {}, by {rule}", run.outcome().word());
     }
     decision.outcome()
+}
+
+/// The guard's exceptions, weighed for the process that is asked about. What is not told of it holds for no matcher.
+fn who(guard: &GuardSpec, inquiry: &Inquiry) -> Who {
+    let exceptions = Exceptions::new(guard);
+    let process = Process { origin: inquiry.origin, maybe: None, user: inquiry.user };
+    let who = exceptions.weigh(exceptions.subjects(), &process, |path| is_executable(path, inquiry));
+    Who { interpreter: Some(false), ..who }
+}
+
+/// By name: what a name leads to is known only where a root is guarded.
+fn is_executable(path: &PathPattern, inquiry: &Inquiry) -> bool {
+    inquiry.executable.as_ref().is_some_and(|executable| path.matches(executable.as_bytes()))
+}
+
+/// Whether each exception of a subject whose deny matched holds, and if not for what.
+fn explain_exceptions(subject: Option<&Subject>, inquiry: &Inquiry, text: &mut String) {
+    let Some(subject) = subject else { return };
+    if subject.auto_allow_owner() {
+        let _ = writeln!(
+            text,
+            "      {}",
+            holds("autoAllowOwner", &[field("origins", inquiry.origin, |origin| { origin == Origin::Owner })])
+        );
+    }
+    for (index, matcher) in subject.except().iter().enumerate() {
+        let fields = [
+            matcher.executables().map(|those| {
+                let told = inquiry.executable.as_ref();
+                field("executables", told, |_| those.iter().any(|path| is_executable(path, inquiry)))
+            }),
+            matcher.users().map(|those| field("users", inquiry.user, |user| those.contains(&user))),
+            matcher.origins().map(|those| field("origins", inquiry.origin, |origin| those.contains(&origin))),
+        ];
+        let fields: Vec<_> = fields.into_iter().flatten().collect();
+        let _ = writeln!(text, "      {}", holds(&format!("except[{index}]"), &fields));
+    }
+}
+
+/// A field of a matcher, and whether it holds; `None`: that is not told.
+type Field = (&'static str, Option<bool>);
+
+fn field<T>(name: &'static str, told: Option<T>, holds: impl FnOnce(T) -> bool) -> Field {
+    (name, told.map(holds))
+}
+
+fn holds(exception: &str, fields: &[Field]) -> String {
+    let those = |wanted| {
+        let names: Vec<_> = fields.iter().filter(|(_, holds)| *holds == wanted).map(|(name, _)| *name).collect();
+        names.join(", ")
+    };
+    let (failing, untold) = (those(Some(false)), those(None));
+    match (failing.as_str(), untold.as_str()) {
+        ("", "") => format!("lifted by {exception}"),
+        ("", untold) => format!("{exception} would lift it, depending on {untold}"),
+        (failing, _) => format!("{exception} does not hold: {failing}"),
+    }
 }
 
 fn notes(guards: &[GuardSpec], inquiry: &Inquiry) -> Vec<&'static str> {
     let mut notes = vec!["symlinks, other names of the file and mounts are known only where a root is guarded"];
     let excepting = |subject: &Subject| subject.auto_allow_owner() || !subject.except().is_empty();
-    let asked = inquiry.origin.is_some() || inquiry.executable.is_some() || inquiry.user.is_some();
-    if asked || guards.iter().any(|guard| guard.subjects().iter().any(excepting)) {
-        notes.push("who asks makes no difference in this release: except and autoAllowOwner are checked, not honoured");
+    if guards.iter().any(|guard| guard.subjects().iter().any(excepting)) {
+        if inquiry.origin.is_none() || inquiry.executable.is_none() || inquiry.user.is_none() {
+            notes.push("what is not told of who asks (--as, --exe, --uid) holds for no exception");
+        }
+        if inquiry.executable.is_some() {
+            notes.push("executables are compared by name here, and by identity where a root is guarded");
+        }
     }
     notes
 }

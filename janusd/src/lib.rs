@@ -10,4 +10,5 @@ pub mod line;
 pub mod manifest;
 pub mod metrics;
 pub mod policy;
+pub mod process;
 pub mod root;

@@ -32,10 +32,8 @@ fn a_good_guard() {
     assert_eq!(report.text, "ok: shop/web: 2 subjects, 4 paths\n");
     assert_eq!(
         report.complaints,
-        "warning: shop/web: spec.subjects[1].events: execute without open: a copy of the file, or its loader or \
-         interpreter, dodges this; also deny open\n\
-         warning: shop/web: spec.subjects[1].autoAllowOwner: is checked but not honoured in this release: owners are \
-         denied too\n"
+        "warning: shop/web: spec.subjects[1].events: execute without open: a copy of the file, of its loader or of its \
+         interpreter dodges this; also deny open\n"
     );
 }
 
@@ -67,7 +65,7 @@ fn an_explanation() {
     subject 1: does not speak of open
   answer: ALLOW
 note: symlinks, other names of the file and mounts are known only where a root is guarded
-note: who asks makes no difference in this release: except and autoAllowOwner are checked, not honoured
+note: what is not told of who asks (--as, --exe, --uid) holds for no exception
 "
     );
 }
@@ -80,7 +78,47 @@ fn every_event_is_explained_unless_one_is_asked_for() {
     assert!(text.contains("open of file /bin/sh\n"), "{text}");
     assert!(text.contains("access of file /bin/sh\n"), "{text}");
     assert!(text.contains("execute of file /bin/sh\n"), "{text}");
-    assert!(text.contains("  answer: DENY, by shop/web\n"), "{text}");
+    assert!(text.contains("  answer: ALLOW\n") && !text.contains("  answer: DENY"), "{text}");
+}
+
+#[test]
+fn who_asks_decides() {
+    let ask = |origin, executable: Option<&str>, user| {
+        let guard =
+            GUARD.replace("autoAllowOwner: true", "except: [{origins: [Pod]}, {executables: ['/opt/*'], users: [7]}]");
+        let executable = executable.map(str::to_owned);
+        let inquiry = Inquiry { path: b"/bin/sh".to_vec(), event: Some(Event::Execute), origin, executable, user };
+        report(&guard, Some(&inquiry)).text
+    };
+    let text = ask(None, None, None);
+    for line in [
+        "  guard shop/web: DENY (rule-deny)\n",
+        "      except[0] would lift it, depending on origins\n",
+        "      except[1] would lift it, depending on executables, users\n",
+        "note: what is not told of who asks",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    let text = ask(Some(Origin::Session), Some("/opt/tool"), Some(8));
+    assert!(text.contains("      except[0] does not hold: origins\n"), "{text}");
+    assert!(text.contains("      except[1] does not hold: users\n"), "{text}");
+    assert!(
+        text.contains("DENY, by shop/web") && text.contains("note: executables are compared by name here"),
+        "{text}"
+    );
+    let text = ask(None, Some("/opt/tool"), Some(7));
+    assert!(text.contains("      lifted by except[1]\n") && text.contains("ALLOW (except)"), "{text}");
+    let text = ask(Some(Origin::Pod), None, None);
+    assert!(text.contains("      lifted by except[0]\n") && text.contains("answer: ALLOW\n"), "{text}");
+}
+
+#[test]
+fn an_open_that_executes_is_told() {
+    let inquiry = Inquiry { path: b"/bin/sh".to_vec(), event: Some(Event::Open), ..Inquiry::default() };
+    let told = "    an open by the file's own program interpreter: DENY, by spec.subjects[1].deny[0]\n";
+    assert!(report(GUARD, Some(&inquiry)).text.contains(told));
+    let owner = Inquiry { origin: Some(Origin::Owner), ..inquiry };
+    assert!(!report(GUARD, Some(&owner)).text.contains(told));
 }
 
 #[test]

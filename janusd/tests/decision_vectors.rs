@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use janusd::check::{self, Inquiry};
 use janusd::manifest;
-use janusd::policy::{Bindings, Event, Policy, Question};
+use janusd::policy::{Bindings, Event, Exceptions, GuardSpec, Origin, PathPattern, Policy, Process, Question, Who};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -29,6 +29,16 @@ struct Ask {
     answer: String,
     rule: Option<String>,
     line: Option<bool>,
+    /// Who asks: origin, executable (by name), user.
+    #[serde(rename = "as")]
+    origin: Option<String>,
+    /// What it cannot be told apart from.
+    maybe: Option<String>,
+    exe: Option<String>,
+    uid: Option<u32>,
+    /// It runs the file's program interpreter.
+    interpreter: Option<bool>,
+    reason: Option<String>,
 }
 
 impl Case {
@@ -75,19 +85,48 @@ fn decisions() {
                     .collect();
                 let event = event(ask.event.as_deref());
                 let directory = written[0].ends_with('/');
-                let decision = policy.decide(&Question { event, directory, names: &names, mount: None });
+                let who = ask.who(&guards[0]);
+                let decision =
+                    policy.decide(&Question { event, directory, names: &names, mount: None, who: Some(who) });
+                assert!(decision.depends.is_nothing(), "{about}: {:?}", decision.depends);
+                if let Some(reason) = &ask.reason {
+                    assert_eq!(decision.reason.word(), reason, "{about}: reason");
+                }
+                // Not knowing who asks never allows what would be denied, and it is asked for when it matters.
+                let blind = policy.decide(&Question { event, directory, names: &names, mount: None, who: None });
+                assert!(blind == decision || !blind.depends.is_nothing(), "{about}: {blind:?}");
                 assert_eq!(decision.outcome().word(), ask.answer, "{about}");
                 assert_eq!(decision.rule.map(|rule| rule.to_string()), ask.rule, "{about}");
                 if let Some(line) = ask.line {
                     assert_eq!(decision.line, line, "{about}: line");
                 }
-                if let Some(path) = &ask.path {
+                if let Some(path) = ask.path.as_ref().filter(|_| ask.maybe.is_none() && ask.interpreter.is_none()) {
                     agree(&bytes, path, event, ask, &about);
                 }
             }
         }
     }
     assert!(asked > 60, "only {asked} questions");
+}
+
+impl Ask {
+    fn origin(word: Option<&String>) -> Option<Origin> {
+        word.map(|word| Origin::ALL.into_iter().find(|origin| origin.word() == word).unwrap())
+    }
+
+    fn inquiry(&self) -> Inquiry {
+        let origin = Ask::origin(self.origin.as_ref());
+        Inquiry { origin, executable: self.exe.clone(), user: self.uid, ..Inquiry::default() }
+    }
+
+    fn who(&self, guard: &GuardSpec) -> Who {
+        let exceptions = Exceptions::new(guard);
+        let maybe = Ask::origin(self.maybe.as_ref());
+        let process = Process { origin: Ask::origin(self.origin.as_ref()), maybe, user: self.uid };
+        let exe = |path: &PathPattern| self.exe.as_ref().is_some_and(|exe| path.matches(exe.as_bytes()));
+        let who = exceptions.weigh(exceptions.subjects(), &process, exe);
+        Who { interpreter: Some(self.interpreter.unwrap_or(false)), ..who }
+    }
 }
 
 fn event(word: Option<&str>) -> Event {
@@ -97,7 +136,7 @@ fn event(word: Option<&str>) -> Event {
 
 /// `check --explain` gives the same answer and names the same rule.
 fn agree(manifest: &[u8], path: &str, event: Event, ask: &Ask, about: &str) {
-    let inquiry = Inquiry { path: path.into(), event: Some(event), ..Inquiry::default() };
+    let inquiry = Inquiry { path: path.into(), event: Some(event), ..ask.inquiry() };
     let report = check::check(&[("case".to_owned(), manifest.to_vec())], Some(&inquiry));
     assert_eq!(report.status, check::OK, "{about}: {}", report.complaints);
     assert!(report.text.contains(&format!("guard default/guard: {} (", ask.answer)), "{about}:\n{}", report.text);

@@ -72,10 +72,10 @@ fn judging_allocates_nothing() {
     let before = ALLOCATIONS.with(Cell::get);
     for event in Event::ALL {
         for directory in [false, true] {
-            black_box(policy.decide(&Question { event, directory, names: &names, mount: Some(9) }));
+            black_box(policy.decide(&Question { event, directory, names: &names, mount: Some(9), who: None }));
             for name in names {
                 let names = [name];
-                black_box(policy.decide(&Question { event, directory, names: &names, mount: None }));
+                black_box(policy.decide(&Question { event, directory, names: &names, mount: None, who: None }));
             }
         }
     }

@@ -28,7 +28,7 @@ const FIRST: RuleId = RuleId { subject: 0, list: List::Deny, index: 0 };
 
 fn answer(policy: &Policy, name: &str, mount: Option<u64>) -> Outcome {
     let names = [name.as_bytes()];
-    policy.decide(&Question { event: Event::Open, directory: false, names: &names, mount }).outcome()
+    policy.decide(&Question { event: Event::Open, directory: false, names: &names, mount, who: None }).outcome()
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn the_audit_flag_is_any_matching_subjects() {
     let policy = Policy::new(&spec, &Bindings::default());
     let audit = |name: &str| {
         let names = [name.as_bytes()];
-        let question = Question { event: Event::Open, directory: false, names: &names, mount: None };
+        let question = Question { event: Event::Open, directory: false, names: &names, mount: None, who: None };
         policy.decide(&question).audit
     };
     assert!(audit("/a/b"));

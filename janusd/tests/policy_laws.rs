@@ -148,7 +148,7 @@ fn decide(subjects: &[Subject], names: &[&str], directory: bool) -> Decision {
 }
 
 fn ask(policy: &Policy, names: &[&[u8]], directory: bool) -> Decision {
-    policy.decide(&Question { event: Event::Open, directory, names, mount: None })
+    policy.decide(&Question { event: Event::Open, directory, names, mount: None, who: None })
 }
 
 fn reference(subjects: &[Subject], names: &[&str], directory: bool) -> Reason {

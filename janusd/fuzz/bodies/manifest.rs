@@ -15,7 +15,13 @@ pub(crate) fn run(data: &[u8]) {
                     let base = pattern.base();
                     assert!(guard.rule(id).is_some() && base.starts_with(b"/"));
                     let names = [base];
-                    policy.decide(&Question { event: Event::Open, directory: true, names: &names, mount: None });
+                    policy.decide(&Question {
+                        event: Event::Open,
+                        directory: true,
+                        names: &names,
+                        mount: None,
+                        who: None,
+                    });
                 }
             }
         }

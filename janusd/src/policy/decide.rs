@@ -1,6 +1,6 @@
 //! What is asked of a policy, and what it answers.
 
-use super::{Event, Failure, PathPattern, RuleId};
+use super::{Event, Failure, PathPattern, RuleId, Subjects, Who};
 
 /// What is written back to the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -40,6 +40,8 @@ pub struct Question<'a> {
     pub names: &'a [&'a [u8]],
     /// The mount through which it is opened, when known.
     pub mount: Option<u64>,
+    /// What is known about who asks.
+    pub who: Option<Who>,
 }
 
 /// Why a decision fell as it did: the `{reason}` of an event line.
@@ -49,6 +51,12 @@ pub enum Reason {
     RuleDeny,
     /// An `allow` path matched best.
     RuleAllow,
+    /// A `deny` path matched best, and an exception of its subject holds for the process.
+    Except,
+    /// A `deny` path matched best; an exception would hold if the process were what it cannot be told apart from.
+    OriginUndecided,
+    /// An open that amounts to an execution: the process runs the file's program interpreter.
+    Interpreter,
     /// No rule matched.
     NoRule,
     /// It could not be judged.
@@ -56,11 +64,15 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// The word for lines: `rule-deny`, `rule-allow`, `no-rule`, or the failure's.
+    /// The word for lines: `rule-deny`, `rule-allow`, `except`, `origin-undecided`, `interpreter`, `no-rule`, or the
+    /// failure's.
     pub const fn word(self) -> &'static str {
         match self {
             Reason::RuleDeny => "rule-deny",
             Reason::RuleAllow => "rule-allow",
+            Reason::Except => "except",
+            Reason::OriginUndecided => "origin-undecided",
+            Reason::Interpreter => "interpreter",
             Reason::NoRule => "no-rule",
             Reason::Failure(failure) => failure.word(),
         }
@@ -101,6 +113,25 @@ impl Outcome {
     }
 }
 
+/// What of a process has to be known before an event can be judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Depends {
+    /// The exceptions of these subjects.
+    pub exceptions: Subjects,
+    /// Whether it runs the file's program interpreter.
+    pub interpreter: bool,
+}
+
+impl Depends {
+    /// On nothing.
+    pub const NOTHING: Depends = Depends { exceptions: Subjects::NONE, interpreter: false };
+
+    /// Whether the process makes no difference.
+    pub const fn is_nothing(self) -> bool {
+        self.exceptions.is_empty() && !self.interpreter
+    }
+}
+
 /// What is done about one event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decision {
@@ -116,9 +147,23 @@ pub struct Decision {
     pub line: bool,
     /// Whether the kernel's audit log is to get the response.
     pub audit: bool,
+    /// What has to be known about the process first: not [`Depends::NOTHING`], this is no answer yet. What is said about
+    /// the response is then what holds without any exception.
+    pub depends: Depends,
 }
 
 impl Decision {
+    /// Allows, without a line, for no reason in the rules.
+    pub const ALLOW: Decision = Decision {
+        response: Response::Allow,
+        would_deny: false,
+        rule: None,
+        reason: Reason::NoRule,
+        line: false,
+        audit: false,
+        depends: Depends::NOTHING,
+    };
+
     /// What became of the event.
     pub const fn outcome(&self) -> Outcome {
         match (self.response, self.would_deny) {

@@ -9,10 +9,12 @@ pub enum Failure {
     /// The file lies on a mount that is in no mount namespace we can read (a detached mount), so the name by which the
     /// container knows it cannot be told, and no identity or name that we do know denies it.
     UnknownMount,
-    /// The mount lookup did not come back in time.
+    /// The lookup (of a mount, or of who asks) did not come back in time.
     LookupTimeout,
     /// The lookup queue was full.
     LookupBusy,
+    /// Who asks could not be told, and a deny could have been lifted.
+    ProcessLookup,
     /// `readlink` of the event's file gave no path (longer than `PATH_MAX`, or unreachable).
     PathUnreadable,
     /// `statx` of the event's file failed.
@@ -29,10 +31,11 @@ pub enum Failure {
 
 impl Failure {
     /// All of them, for metrics that must exist before the first failure.
-    pub const ALL: [Failure; 9] = [
+    pub const ALL: [Failure; 10] = [
         Failure::UnknownMount,
         Failure::LookupTimeout,
         Failure::LookupBusy,
+        Failure::ProcessLookup,
         Failure::PathUnreadable,
         Failure::StatFailed,
         Failure::EventFd,
@@ -47,6 +50,7 @@ impl Failure {
             Failure::UnknownMount => "unknown-mount",
             Failure::LookupTimeout => "lookup-timeout",
             Failure::LookupBusy => "lookup-busy",
+            Failure::ProcessLookup => "process-lookup",
             Failure::PathUnreadable => "path-unreadable",
             Failure::StatFailed => "stat-failed",
             Failure::EventFd => "event-fd",

@@ -2,7 +2,9 @@
 
 use super::rules::{Hit, Place, Rule, Rules, Sink};
 use super::spec::MAX_SUBJECTS;
-use super::{Bindings, Decision, Enforcement, GuardSpec, Log, Question, Reason, Response, RuleId};
+use super::{
+    Bindings, Decision, Depends, Enforcement, Event, GuardSpec, Log, Question, Reason, Response, RuleId, Subject, Who,
+};
 
 /// A guard's rules, compiled for one root.
 #[derive(Debug)]
@@ -10,6 +12,8 @@ pub struct Policy {
     rules: Rules,
     subjects: Vec<Speaker>,
     enforcement: Enforcement,
+    /// Whether an open may have to be judged as an execution.
+    opens_may_execute: bool,
 }
 
 /// What of a subject matters once one of its rules has matched.
@@ -17,6 +21,63 @@ pub struct Policy {
 struct Speaker {
     log: Log,
     audit: bool,
+    /// It has exceptions: who asks may lift its deny.
+    excepts: bool,
+    /// It denies execution and says nothing of opens.
+    opens_may_execute: bool,
+}
+
+/// What a subject says of an event, once it is known (or not) who asks. In the order in which one is told rather than
+/// another.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Standing {
+    Allows,
+    /// It denies, but not to this process.
+    Lifted,
+    /// It denies, unless one of its exceptions holds.
+    Depends,
+    Denies,
+}
+
+/// What is gathered from all subjects.
+struct Tally<'r> {
+    best: Option<(&'r Rule, Standing, bool, Reason)>,
+    line: bool,
+    audit: bool,
+    depends: Depends,
+}
+
+impl<'r> Tally<'r> {
+    /// Adds what a subject says. `denial`: why, if it denies.
+    fn add(&mut self, speaker: &Speaker, rule: &'r Rule, denial: Reason, who: Option<&Who>) {
+        let subject = rule.id.subject;
+        let (standing, reason) = match (rule.denies(), speaker.excepts, who.and_then(|who| who.lifts(subject))) {
+            (false, ..) => (Standing::Allows, Reason::RuleAllow),
+            (true, false, _) => (Standing::Denies, denial),
+            (true, true, None) => (Standing::Depends, denial),
+            (true, true, Some(true)) => (Standing::Lifted, Reason::Except),
+            (true, true, Some(false)) if who.is_some_and(|who| who.undecided.contains(subject)) => {
+                (Standing::Denies, Reason::OriginUndecided)
+            }
+            (true, true, Some(false)) => (Standing::Denies, denial),
+        };
+        if standing == Standing::Depends {
+            self.depends.exceptions = self.depends.exceptions.with(subject);
+        }
+        let denies = standing >= Standing::Depends;
+        let wanted = speaker.wants_line(denies);
+        self.line |= wanted;
+        self.audit |= speaker.audit;
+        // Told is the first subject whose answer this is, preferring one that wants a line.
+        let rank = |standing: Standing, wanted| (standing.max(Standing::Lifted), wanted, standing);
+        if self.best.is_none_or(|(_, best, best_wanted, _)| rank(standing, wanted) > rank(best, best_wanted)) {
+            self.best = Some((rule, standing, wanted, reason));
+        }
+    }
+
+    fn standing(&self) -> Option<Standing> {
+        self.best.map(|(_, standing, ..)| standing)
+    }
 }
 
 impl Speaker {
@@ -108,60 +169,85 @@ impl Policy {
             subjects: spec
                 .subjects()
                 .iter()
-                .map(|subject| Speaker { log: subject.log(), audit: subject.audit() })
+                .map(|subject| Speaker {
+                    log: subject.log(),
+                    audit: subject.audit(),
+                    excepts: subject.auto_allow_owner() || !subject.except().is_empty(),
+                    opens_may_execute: subject.opens_may_execute(),
+                })
                 .collect(),
             enforcement: spec.enforcement(),
+            opens_may_execute: spec.subjects().iter().any(Subject::opens_may_execute),
         }
     }
 
     /// Judges one event. Allocates nothing.
     pub fn decide(&self, question: &Question<'_>) -> Decision {
+        let who = question.who.as_ref();
+        let mut tally = Tally { best: None, line: false, audit: false, depends: Depends::NOTHING };
+        let verdicts = self.verdicts(question, question.event);
+        for (speaker, rule) in self.subjects.iter().zip(verdicts.0) {
+            if let Some(rule) = rule {
+                tally.add(speaker, rule, Reason::RuleDeny, who);
+            }
+        }
+        let open_of_file = question.event == Event::Open && !question.directory;
+        if self.opens_may_execute && open_of_file && tally.standing() != Some(Standing::Denies) {
+            self.judge_as_execution(question, &mut tally);
+        }
+        self.conclude(tally)
+    }
+
+    /// What each subject says of `event`.
+    fn verdicts(&self, question: &Question<'_>, event: Event) -> Verdicts<'_> {
         let mut verdicts = Verdicts::NONE;
         for (index, name) in question.names.iter().enumerate() {
             if index == 0 {
-                self.rules.search(place(question, name), &mut verdicts);
+                self.rules.search(place(question, event, name), &mut verdicts);
             } else {
                 let mut others = Verdicts::NONE;
-                self.rules.search(place(question, name), &mut others);
+                self.rules.search(place(question, event, name), &mut others);
                 verdicts.join(&others);
             }
         }
-        self.conclude(&verdicts)
+        verdicts
+    }
+
+    /// An open by the program interpreter of a file is an execution of it.
+    fn judge_as_execution<'r>(&'r self, question: &Question<'_>, tally: &mut Tally<'r>) {
+        let who = question.who.as_ref();
+        let interprets = who.and_then(|who| who.interpreter);
+        if interprets == Some(false) {
+            return;
+        }
+        let verdicts = self.verdicts(question, Event::Execute);
+        for (speaker, rule) in self.subjects.iter().zip(verdicts.0) {
+            let Some(rule) = rule.filter(|rule| speaker.opens_may_execute && rule.denies()) else { continue };
+            if interprets.is_some() {
+                tally.add(speaker, rule, Reason::Interpreter, who);
+            } else {
+                tally.depends.interpreter = true;
+                if speaker.excepts {
+                    tally.depends.exceptions = tally.depends.exceptions.with(rule.id.subject);
+                }
+            }
+        }
     }
 
     /// From what each subject says to what is done: a deny from any of them denies.
-    fn conclude(&self, verdicts: &Verdicts<'_>) -> Decision {
-        // The rule named is that of the first subject whose answer this is, preferring one that wants a line.
-        let mut rule: Option<(&Rule, bool)> = None;
-        let mut line = false;
-        let mut audit = false;
-        for (speaker, verdict) in self.subjects.iter().zip(verdicts.0) {
-            let Some(verdict) = verdict else { continue };
-            let wanted = speaker.wants_line(verdict.denies());
-            line |= wanted;
-            audit |= speaker.audit;
-            let better = match rule {
-                None => true,
-                Some((best, best_wanted)) => (verdict.denies(), wanted) > (best.denies(), best_wanted),
-            };
-            if better {
-                rule = Some((verdict, wanted));
-            }
-        }
-        let rule = rule.map(|(rule, _)| rule);
-        let deny = rule.is_some_and(Rule::denies);
+    fn conclude(&self, tally: Tally<'_>) -> Decision {
+        let deny = tally.standing() >= Some(Standing::Depends);
+        // No exception of one subject lifts another's deny.
+        let certain = tally.standing() == Some(Standing::Denies);
         let real = self.enforcement == Enforcement::Enforce;
         Decision {
             response: if deny && real { Response::Deny } else { Response::Allow },
             would_deny: deny && !real,
-            rule: rule.map(|rule| rule.id),
-            reason: match rule {
-                None => Reason::NoRule,
-                Some(rule) if rule.denies() => Reason::RuleDeny,
-                Some(_) => Reason::RuleAllow,
-            },
-            line,
-            audit,
+            rule: tally.best.map(|(rule, ..)| rule.id),
+            reason: tally.best.map_or(Reason::NoRule, |(.., reason)| reason),
+            line: tally.line,
+            audit: tally.audit,
+            depends: if certain { Depends::NOTHING } else { tally.depends },
         }
     }
 
@@ -171,10 +257,10 @@ impl Policy {
         let mut found: Vec<(&Rule, Match<'q>)> = Vec::new();
         for name in question.names {
             let mut best = Verdicts::NONE;
-            self.rules.search(place(question, name), &mut best);
+            self.rules.search(place(question, question.event, name), &mut best);
             verdicts.join(&best);
             let mut all = All(Vec::new());
-            self.rules.search(place(question, name), &mut all);
+            self.rules.search(place(question, question.event, name), &mut all);
             for Hit { rule, stable } in all.0 {
                 if found.iter().any(|(known, seen)| std::ptr::eq(*known, rule) && seen.name == *name) {
                     continue;
@@ -195,6 +281,6 @@ impl Policy {
     }
 }
 
-fn place<'a>(question: &Question<'a>, name: &'a [u8]) -> Place<'a> {
-    Place { name, event: question.event, directory: question.directory, mount: question.mount }
+fn place<'a>(question: &Question<'a>, event: Event, name: &'a [u8]) -> Place<'a> {
+    Place { name, event, directory: question.directory, mount: question.mount }
 }

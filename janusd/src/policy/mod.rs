@@ -8,6 +8,7 @@
 
 mod decide;
 mod event;
+mod except;
 mod failure;
 mod glob;
 mod judge;
@@ -20,8 +21,9 @@ mod spec;
 mod template;
 mod validate;
 
-pub use decide::{Bindings, Decision, MountBinding, Outcome, Question, Reason, Response};
+pub use decide::{Bindings, Decision, Depends, MountBinding, Outcome, Question, Reason, Response};
 pub use event::{Event, Events};
+pub use except::{Exceptions, Process, Subjects, Who};
 pub use failure::Failure;
 pub use judge::{Match, Policy};
 pub use path::{PathError, PathPattern};

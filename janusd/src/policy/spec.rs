@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::raw::RawGuard;
-use super::{Events, LogFormat, PathPattern, Selector, validate};
+use super::{Event, Events, LogFormat, PathPattern, Selector, validate};
 
 /// Most subjects of a guard.
 pub(super) const MAX_SUBJECTS: usize = 32;
@@ -129,7 +129,7 @@ impl Origin {
     }
 }
 
-/// Processes that a subject's deny does not reach: those for which every set field holds. Checked, not enforced yet.
+/// Processes that a subject's deny does not reach: those for which every set field holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProcessMatcher {
     pub(super) executables: Option<Vec<PathPattern>>,
@@ -240,6 +240,13 @@ impl GuardSpec {
     pub fn events(&self) -> Events {
         self.subjects.iter().fold(Events::NONE, |events, subject| events.union(subject.events))
     }
+
+    /// The events that the kernel must raise for that: whoever denies execution also has to see opens, since an open by
+    /// the file's program interpreter is one (`ld.so program`, `sh script`).
+    pub fn kernel_events(&self) -> Events {
+        let opens = self.subjects.iter().any(Subject::opens_may_execute);
+        if opens { self.events().with(Event::Open) } else { self.events() }
+    }
 }
 
 /// One subject, checked.
@@ -281,6 +288,11 @@ impl Subject {
         self.events
     }
 
+    /// Whether it denies execution and says nothing of opens, so that an open may have to be judged as an execution.
+    pub(super) fn opens_may_execute(&self) -> bool {
+        self.events.contains(Event::Execute) && !self.events.contains(Event::Open) && !self.deny.is_empty()
+    }
+
     /// How many directory levels below a path it still stands for: 1 with `recursive: false`, else `maxDepth`, else
     /// no bound (`u32::MAX`).
     pub fn depth(&self) -> u32 {
@@ -297,12 +309,12 @@ impl Subject {
         self.mount
     }
 
-    /// Short for an exception for origin Owner. Checked, not enforced yet.
+    /// Short for an exception for origin Owner.
     pub fn auto_allow_owner(&self) -> bool {
         self.auto_allow_owner
     }
 
-    /// Processes that its deny does not reach. Checked, not enforced yet.
+    /// Processes that its deny does not reach.
     pub fn except(&self) -> &[ProcessMatcher] {
         &self.except
     }

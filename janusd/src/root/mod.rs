@@ -78,6 +78,17 @@ impl Root {
         Ok(root)
     }
 
+    /// Another hold on the same root.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn try_clone(&self) -> std::io::Result<Root> {
+        Ok(match self {
+            Root::Directory(path) => Root::Directory(path.clone()),
+            Root::Process { pid, pidfd } => Root::Process { pid: *pid, pidfd: pidfd.try_clone()? },
+        })
+    }
+
     /// Opens the root itself (O_PATH). Close it soon.
     ///
     /// # Errors
