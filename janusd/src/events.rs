@@ -15,7 +15,7 @@ use prometheus_client::metrics::counter::Counter;
 
 use crate::guard::opener::{Opener, Wanted};
 use crate::line::{EventLine, LogFormat, Specifier, render, render_json};
-use crate::policy::{Decision, Event, GuardSpec};
+use crate::policy::{Decision, Event, GuardSpec, Origin};
 
 /// Lines that may wait for their writer.
 const QUEUE: usize = 16_384;
@@ -75,7 +75,11 @@ impl GuardText {
     /// What the format asks to know about the opener.
     pub fn wanted(&self) -> Wanted {
         let shows = |field| self.format.shows(field);
-        Wanted { status: shows(Specifier::Comm) || shows(Specifier::Uid), exe: shows(Specifier::Exe) }
+        Wanted {
+            status: shows(Specifier::Comm) || shows(Specifier::Uid),
+            exe: shows(Specifier::Exe),
+            origin: shows(Specifier::Origin),
+        }
     }
 }
 
@@ -205,6 +209,7 @@ impl<W: Write> Writer<W> {
             subject: subject.map(|subject| subject.name.as_str()),
             rule: rule.map(String::as_str),
             reason: Some(line.decision.reason.word()),
+            origin: line.opener.as_ref().and_then(|opener| opener.origin).map(Origin::word),
             pid: u32::try_from(line.pid).ok().filter(|pid| *pid != 0),
             comm: line.opener.as_ref().and_then(|opener| opener.comm.as_deref()),
             exe: line.opener.as_ref().and_then(|opener| opener.exe.as_deref()),

@@ -18,7 +18,7 @@ use crate::policy::Events;
 
 /// Which group asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Asker {
+pub(super) enum Queue {
     /// File systems and mounts.
     Wide,
     /// Guarded directories and files.
@@ -43,10 +43,10 @@ impl Groups {
         Ok(Groups { wide: self.wide.try_clone()?, near: self.near.try_clone()? })
     }
 
-    pub(super) fn of(&self, asker: Asker) -> &Group {
-        match asker {
-            Asker::Wide => &self.wide,
-            Asker::Near => &self.near,
+    pub(super) fn of(&self, queue: Queue) -> &Group {
+        match queue {
+            Queue::Wide => &self.wide,
+            Queue::Near => &self.near,
         }
     }
 

@@ -11,9 +11,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::FileType;
 
-use super::groups::{Asker, Groups};
+use super::groups::{Groups, Queue};
 use super::judge::Judge;
 use super::known::{Fingerprint, KnownFiles, Lesson};
+use super::view::Tree;
 use super::worker::Desk;
 use crate::fanotify::answer::{Answer, Outcome, answer_all};
 use crate::fanotify::group::{ReadBuffer, ReadReport};
@@ -24,16 +25,27 @@ use crate::policy::{Decision, Events, Failure};
 /// How long a file must have been unchanged before the kernel may answer for it.
 const SETTLED: Duration = Duration::from_secs(2);
 
+/// What an event waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Awaited {
+    /// This mount.
+    Mount(u64),
+    /// Who asks; the ticket of the request.
+    Process(u64),
+}
+
 /// An event that waits for a lookup.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) event: PermissionEvent,
     /// Which group asked.
-    pub(super) asker: Asker,
+    pub(super) queue: Queue,
     /// When it was read.
     pub(super) since: Instant,
-    /// The mount that is being looked up.
-    pub(super) mount: u64,
+    /// What is being looked up.
+    pub(super) awaited: Awaited,
+    /// What was looked up before: the mount that it came through.
+    pub(super) tree: Option<Result<Arc<Tree>, Failure>>,
 }
 
 /// What was read and not answered.
@@ -43,7 +55,7 @@ pub(super) struct Inbox {
     /// Read, and to be judged now.
     pub(super) fresh: Vec<PermissionEvent>,
     /// Which group asked all of `fresh`.
-    pub(super) asker: Asker,
+    pub(super) queue: Queue,
     /// When `fresh` was read.
     pub(super) read_at: Instant,
     /// Waiting for a lookup.
@@ -64,7 +76,7 @@ impl Inbox {
         Inbox {
             groups,
             fresh: Vec::new(),
-            asker: Asker::Wide,
+            queue: Queue::Wide,
             read_at: Instant::now(),
             held: Vec::new(),
             judging: None,
@@ -79,7 +91,7 @@ impl Inbox {
     /// Takes over what another inbox still has to do, and what it knows.
     pub(super) fn take_over(&mut self, other: &mut Inbox) {
         self.read_at = other.read_at;
-        self.asker = other.asker;
+        self.queue = other.queue;
         self.fresh.append(&mut other.fresh);
         self.held.append(&mut other.held);
         self.known = std::mem::take(&mut other.known);
@@ -87,9 +99,9 @@ impl Inbox {
     }
 
     /// Reads a batch from one group. `fresh` must be empty, or of that group.
-    pub(super) fn read(&mut self, asker: Asker, buffer: &mut ReadBuffer) -> Result<ReadReport, ReadError> {
-        self.asker = asker;
-        let result = self.groups.of(asker).read(buffer, &mut self.fresh);
+    pub(super) fn read(&mut self, queue: Queue, buffer: &mut ReadBuffer) -> Result<ReadReport, ReadError> {
+        self.queue = queue;
+        let result = self.groups.of(queue).read(buffer, &mut self.fresh);
         self.read_at = Instant::now();
         result
     }
@@ -104,7 +116,7 @@ impl Inbox {
     ) {
         answers.clear();
         outcomes.clear();
-        let group = self.groups.of(self.asker);
+        let group = self.groups.of(self.queue);
         let audits = group.audits();
         for (event, decision) in self.fresh.iter().zip(decisions) {
             if let Some(decision) = decision {
@@ -130,7 +142,7 @@ impl Inbox {
     pub(super) fn settle_after_panic(&mut self) {
         let Some(culprit) = self.judging.take().filter(|at| *at < self.fresh.len()) else { return };
         let event = self.fresh.remove(culprit);
-        self.settle(&event, self.asker, Failure::WorkerPanicked, self.read_at);
+        self.settle(&event, self.queue, Failure::WorkerPanicked, self.read_at);
     }
 
     /// Learns that a file bears a denied name.
@@ -185,15 +197,15 @@ impl Inbox {
     /// Answers everything fresh by failure policy.
     pub(super) fn settle_fresh(&mut self, failure: Failure) {
         for event in std::mem::take(&mut self.fresh) {
-            self.settle(&event, self.asker, failure, self.read_at);
+            self.settle(&event, self.queue, failure, self.read_at);
         }
     }
 
     /// Answers one event by failure policy. Its file is to be closed by the caller, afterwards.
-    pub(super) fn settle(&self, event: &PermissionEvent, asker: Asker, failure: Failure, since: Instant) {
+    pub(super) fn settle(&self, event: &PermissionEvent, queue: Queue, failure: Failure, since: Instant) {
         let decision = self.judge.failed(failure);
         let answer = Answer::new(event.file.as_raw_fd(), decision.response, false);
-        answer_all(&mut self.groups.of(asker), &[answer], |_, outcome| match outcome {
+        answer_all(&mut self.groups.of(queue), &[answer], |_, outcome| match outcome {
             Outcome::Answered => {
                 self.desk.metrics.answered(event.event, &decision, since.elapsed().as_secs_f64());
             }
@@ -210,7 +222,7 @@ impl Drop for Inbox {
     fn drop(&mut self) {
         self.settle_fresh(Failure::WorkerPanicked);
         for held in std::mem::take(&mut self.held) {
-            self.settle(&held.event, held.asker, Failure::LookupTimeout, held.since);
+            self.settle(&held.event, held.queue, Failure::LookupTimeout, held.since);
         }
     }
 }

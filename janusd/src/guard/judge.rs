@@ -6,7 +6,9 @@ use std::sync::Arc;
 use super::known::{Fingerprint, KnownFiles};
 use super::view::{Names, Tree, View};
 use crate::fanotify::look::Stat;
-use crate::policy::{Decision, Enforcement, Event, Events, Failure, FailurePolicy, Policy, Question, Reason, Response};
+use crate::policy::{
+    Decision, Depends, Enforcement, Event, Events, Failure, FailurePolicy, Policy, Question, Reason, Response, Who,
+};
 
 /// What the kernel said about one event.
 #[derive(Debug, Clone, Copy)]
@@ -19,6 +21,20 @@ pub struct Seen<'a> {
     pub path: Option<&'a [u8]>,
     /// Of its handle; looked up only if [`KnownFiles::suspects`] it.
     pub fingerprint: Option<Fingerprint>,
+    /// Who asks.
+    pub asker: Asker,
+}
+
+/// What is known about the process that asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Asker {
+    /// Nothing yet.
+    #[default]
+    Unasked,
+    /// It was looked at.
+    Known(Who),
+    /// It could not be told.
+    Failed(Failure),
 }
 
 /// What is known about a mount that the view does not hold.
@@ -39,6 +55,8 @@ pub enum Verdict {
     Decided(Decision),
     /// The mount has to be looked up first.
     AskMount,
+    /// The process has to be looked up first.
+    AskProcess(Depends),
 }
 
 /// Judges events. A trait, so that a test can put a judge that panics or stalls into a real worker.
@@ -78,8 +96,12 @@ pub struct Ruling {
 const USUAL_NAMES: usize = 8;
 
 impl Ruling {
-    fn decide(&self, event: Event, directory: bool, mount: Option<u64>, names: &Names) -> Decision {
-        let ask = |names: &[&[u8]]| self.policy.decide(&Question { event, directory, names, mount });
+    fn decide(&self, event: Event, directory: bool, mount: Option<u64>, asker: Asker, names: &Names) -> Decision {
+        let who = match asker {
+            Asker::Known(who) => Some(who),
+            Asker::Unasked | Asker::Failed(_) => None,
+        };
+        let ask = |names: &[&[u8]]| self.policy.decide(&Question { event, directory, names, mount, who });
         if names.len() <= USUAL_NAMES {
             let mut room: [&[u8]; USUAL_NAMES] = [&[]; USUAL_NAMES];
             let mut count = 0;
@@ -112,36 +134,44 @@ impl Judge for Ruling {
         for name in known.names(seen.stat.inode, seen.fingerprint) {
             names.push(name);
         }
-        let decision = self.decide(seen.event, seen.stat.is_directory(), Some(seen.stat.mount), names);
+        let mount_id = Some(seen.stat.mount);
+        let decision = self.decide(seen.event, seen.stat.is_directory(), mount_id, seen.asker, names);
         let denied = decision.response == Response::Deny || decision.would_deny;
         let complete = match (seen.path, mount) {
             (None, _) => Err(Failure::PathUnreadable),
             (Some(_), _) if placed => Ok(()),
-            // No further name could undo a denial.
-            (Some(_), Mount::Unasked) if denied => Ok(()),
+            // No further name could undo a denial; an exception could, and then the other names matter.
+            (Some(_), Mount::Unasked) if denied && decision.depends.is_nothing() => Ok(()),
             (Some(_), Mount::Unasked) => return Verdict::AskMount,
             (Some(_), Mount::Tree(_)) => Err(Failure::UnknownMount),
             (Some(_), Mount::Failed(failure)) => Err(failure),
         };
-        Verdict::Decided(match complete {
-            Err(failure) if !denied => self.failed(failure),
-            _ => decision,
-        })
+        match (complete, seen.asker) {
+            (Err(failure), _) if !denied => Verdict::Decided(self.failed(failure)),
+            _ if decision.depends.is_nothing() => Verdict::Decided(decision),
+            (_, Asker::Failed(failure)) => Verdict::Decided(self.failed(failure)),
+            (_, Asker::Unasked | Asker::Known(_)) => Verdict::AskProcess(decision.depends),
+        }
     }
 
     fn indifferent(&self, stat: &Stat, names: &Names) -> bool {
         !self.by_mount
             && self.view.watched.contains(&stat.mount)
             && self.events().all(|event| {
-                let decision = self.decide(event, false, None, names);
-                decision.response == Response::Allow && !decision.would_deny && !decision.line && !decision.audit
+                let decision = self.decide(event, false, None, Asker::Unasked, names);
+                decision.depends.is_nothing()
+                    && decision.response == Response::Allow
+                    && !decision.would_deny
+                    && !decision.line
+                    && !decision.audit
             })
     }
 
     fn denies(&self, name: &[u8], directory: bool) -> bool {
         self.events().any(|event| {
-            let decision = self.policy.decide(&Question { event, directory, names: &[name], mount: None });
-            decision.response == Response::Deny || decision.would_deny
+            let decision = self.policy.decide(&Question { event, directory, names: &[name], mount: None, who: None });
+            // Where it depends on who asks, somebody is denied.
+            !decision.depends.is_nothing() || decision.response == Response::Deny || decision.would_deny
         })
     }
 
@@ -151,10 +181,9 @@ impl Judge for Ruling {
         Decision {
             response: if audit_only { Response::Allow } else { wanted },
             would_deny: audit_only,
-            rule: None,
             reason: Reason::Failure(failure),
             line: wanted == Response::Deny,
-            audit: false,
+            ..Decision::ALLOW
         }
     }
 }
@@ -173,24 +202,14 @@ impl Judge for Unarmed {
     }
 
     fn judge(&self, _: &Seen<'_>, _: Mount<'_>, _: &KnownFiles, _: &mut Names) -> Verdict {
-        Verdict::Decided(Decision {
-            response: Response::Allow,
-            would_deny: false,
-            rule: None,
-            reason: Reason::NoRule,
-            line: false,
-            audit: false,
-        })
+        Verdict::Decided(Decision::ALLOW)
     }
 
     fn failed(&self, failure: Failure) -> Decision {
         Decision {
             response: failure.response(FailurePolicy::Allow),
-            would_deny: false,
-            rule: None,
             reason: Reason::Failure(failure),
-            line: false,
-            audit: false,
+            ..Decision::ALLOW
         }
     }
 }

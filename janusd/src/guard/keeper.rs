@@ -30,7 +30,7 @@ use super::worker::{Command, Orders};
 use crate::events::GuardText;
 use crate::fanotify::Features;
 use crate::metrics::{GuardMetrics, GuardState, MarkCounts};
-use crate::policy::GuardSpec;
+use crate::policy::{Exceptions, GuardSpec};
 use crate::root::Root;
 
 /// After a change the root is surveyed at once; while changes go on, surveys take at most this share of the time: one
@@ -192,12 +192,13 @@ impl Keeper {
         self.groups.wide.flush_inodes().map_err(SurveyError::Flush)?;
         let found = self.survey(&spec)?;
         let text = Arc::new(GuardText::new(&spec, self.metrics.log_dropped()));
-        let wanted = if self.wants_everything { Wanted { status: true, exe: true } } else { text.wanted() };
+        let wanted = if self.wants_everything { Wanted::EVERYTHING } else { text.wanted() };
         let mut judge: Arc<dyn Judge> = found.ruling.clone();
         if let Some(wrap) = &self.wrap.0 {
             judge = wrap(judge);
         }
-        let orders = Arc::new(Orders { judge, text, wanted, events: spec.events() });
+        let exceptions = Arc::new(Exceptions::new(&spec));
+        let orders = Arc::new(Orders { judge, text, wanted, events: spec.kernel_events(), exceptions });
         self.obey(|acknowledge| Command::Orders(orders, acknowledge))?;
         self.ruling = Some(found.ruling);
         let watches_lacking = self.surveyor().sweep()?;
@@ -216,12 +217,6 @@ impl Keeper {
             note(
                 ProblemReason::AuditUnavailable,
                 "audit: true needs CONFIG_AUDIT and CAP_AUDIT_WRITE when the guard starts; answers are not audited",
-            );
-        }
-        if spec.subjects().iter().any(|subject| subject.auto_allow_owner() || !subject.except().is_empty()) {
-            note(
-                ProblemReason::ProcessRulesNotEnforced,
-                "autoAllowOwner and except are not enforced by this release: a deny reaches every process",
             );
         }
         self.publish(problems);

@@ -1,32 +1,36 @@
-//! Lookups that a worker must not make itself: which part of which file system a foreign mount shows.
+//! Lookups that a worker must not make itself: which part of which file system a foreign mount shows, and who asks.
 //!
-//! One thread for the process. It opens files of procfs only, never one that a guard could hold. The event waits
-//! meanwhile, bounded by [`DEADLINE`]; its opener is blocked in the kernel, so its mount namespace is still there to be
-//! read.
+//! Two threads for the process, one for each kind: a search for a mount may go through all of procfs. They open files of
+//! procfs, and others with O_PATH only, never one that a guard could hold. The event waits meanwhile, bounded by
+//! [`DEADLINE`]; its opener is blocked in the kernel, so it and its mount namespace are still there to be read.
 
 use std::collections::HashSet;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
 use super::doorbell::Speaker;
 use super::view::{Tree, join};
 use super::worker::Command;
-use crate::policy::Failure;
+use crate::fanotify::Features;
+use crate::policy::{Depends, Exceptions, Failure};
+use crate::process::look::{Anchor, Inquiry};
 use crate::root::mountinfo;
 
 /// How long an event may wait for a lookup.
 pub const DEADLINE: Duration = Duration::from_millis(250);
-/// Requests that may wait. Each is an event that waits, so this also bounds how far behind the thread can be.
+/// Requests of each kind that may wait. Each is an event that waits, so this also bounds how far behind a thread can be.
 const QUEUE: usize = 1024;
 /// Mount namespaces that are searched for one mount.
 const NAMESPACES: usize = 256;
 
 /// A mount that a worker does not know.
 #[derive(Debug)]
-pub struct Request {
+pub struct MountRequest {
     /// As the worker names it.
     pub mount: u64,
     /// As mountinfo names it. The event's open file keeps the mount, and so the number, from being reused.
@@ -37,47 +41,105 @@ pub struct Request {
     pub(super) reply: Speaker<Command>,
 }
 
-/// The way to the lookup thread.
-#[derive(Debug, Clone)]
-pub struct Lookups(Sender<Request>);
-
-/// The thread, to be joined.
+/// A process on which an answer depends.
 #[derive(Debug)]
-pub struct LookupThread(std::thread::JoinHandle<()>);
+pub struct ProcessRequest {
+    /// Names the request.
+    pub(super) ticket: u64,
+    pub(super) pid: i32,
+    pub(super) depends: Depends,
+    pub(super) exceptions: Arc<Exceptions>,
+    pub(super) anchor: Arc<Anchor>,
+    pub(super) features: Features,
+    /// Another descriptor of the event's file, if it has to be read from: the event's own closes when it is answered, and its number is given out
+    /// again.
+    pub(super) file: Option<OwnedFd>,
+    /// When the event was read: who waits no longer than [`DEADLINE`] need not be looked up after it.
+    pub(super) since: Instant,
+    pub(super) reply: Speaker<Command>,
+}
+
+/// The way to the lookup threads.
+#[derive(Debug, Clone)]
+pub struct Lookups {
+    mounts: Sender<MountRequest>,
+    processes: Sender<ProcessRequest>,
+}
+
+/// The threads, to be joined.
+#[derive(Debug)]
+pub struct LookupThread([std::thread::JoinHandle<()>; 2]);
 
 impl Lookups {
-    /// Starts the thread. It ends when every `Lookups` is gone.
+    /// Starts the threads. They end when every `Lookups` is gone.
     ///
     /// # Errors
     /// The kernel's, when no thread can be had.
     pub fn start() -> std::io::Result<(Lookups, LookupThread)> {
-        let (sender, requests) = bounded(QUEUE);
-        let thread = std::thread::Builder::new().name("janus-lookup".into()).spawn(move || serve(&requests))?;
-        Ok((Lookups(sender), LookupThread(thread)))
+        let (mounts, mount_requests) = bounded(QUEUE);
+        let (processes, process_requests) = bounded(QUEUE);
+        let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        let threads = [
+            thread("janus-lookup").spawn(move || serve_mounts(&mount_requests))?,
+            thread("janus-who").spawn(move || serve_processes(&process_requests))?,
+        ];
+        Ok((Lookups { mounts, processes }, LookupThread(threads)))
     }
 
-    /// Asks. The answer comes as [`Command::Mount`].
+    /// Asks for a mount. The answer comes as [`Command::Mount`].
     ///
     /// # Errors
     /// [`Failure::LookupBusy`], at once.
-    pub fn ask(&self, request: Request) -> Result<(), Failure> {
-        self.0.try_send(request).map_err(|_: TrySendError<Request>| Failure::LookupBusy)
+    pub fn ask_mount(&self, request: MountRequest) -> Result<(), Failure> {
+        self.mounts.try_send(request).map_err(|_: TrySendError<MountRequest>| Failure::LookupBusy)
+    }
+
+    /// Asks for a process. The answer comes as [`Command::Process`].
+    ///
+    /// # Errors
+    /// [`Failure::LookupBusy`], at once.
+    pub fn ask_process(&self, request: ProcessRequest) -> Result<(), Failure> {
+        self.processes.try_send(request).map_err(|_: TrySendError<ProcessRequest>| Failure::LookupBusy)
     }
 }
 
 impl LookupThread {
     /// Waits for its end; drop every [`Lookups`] first.
     pub fn join(self) {
-        if self.0.join().is_err() {
-            tracing::error!("the lookup thread panicked");
+        for thread in self.0 {
+            if thread.join().is_err() {
+                tracing::error!("a lookup thread panicked");
+            }
         }
     }
 }
 
-fn serve(requests: &Receiver<Request>) {
+fn serve_processes(requests: &Receiver<ProcessRequest>) {
+    for request in requests {
+        if request.since.elapsed() >= DEADLINE {
+            continue;
+        }
+        let inquiry = Inquiry {
+            pid: request.pid,
+            depends: request.depends,
+            exceptions: &request.exceptions,
+            file: request.file.as_ref().map(AsFd::as_fd),
+            features: &request.features,
+        };
+        let look = std::panic::AssertUnwindSafe(|| request.anchor.look(&inquiry));
+        let found = std::panic::catch_unwind(look).unwrap_or(Err(Failure::ProcessLookup));
+        // Closed before the event is answered: whoever may unmount then finds nothing of ours in the way.
+        drop(request.file);
+        let (ticket, exceptions) = (request.ticket, request.exceptions);
+        // A worker that is gone wants no answer.
+        let _gone = request.reply.send(Command::Process { ticket, exceptions, found });
+    }
+}
+
+fn serve_mounts(requests: &Receiver<MountRequest>) {
     for request in requests {
         let found = std::panic::catch_unwind(|| find(request.mountinfo_id, request.pid)).ok().flatten();
-        let tree = found.ok_or(Failure::UnknownMount);
+        let tree = found.map(Arc::new).ok_or(Failure::UnknownMount);
         // A worker that is gone wants no answer.
         let _gone = request.reply.send(Command::Mount { mount: request.mount, tree });
     }

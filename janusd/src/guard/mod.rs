@@ -4,7 +4,7 @@
 //!  manifest ──► keeper ──(orders, over a channel and an eventfd)──► worker ◄──► kernel
 //!                 │  surveys the root, lays marks                     │  reads, judges, answers
 //!                 └─ watches what its findings rest on                ├─► counters (atomics), lines (bounded queue)
-//!                                                                     └─► lookup thread (foreign mounts), and back
+//!                                                                     └─► lookup threads (foreign mounts, who asks)
 //!  supervisor: starts and joins every worker, holds a duplicate of every group
 //! ```
 //!
@@ -58,7 +58,8 @@ use self::worker::{Command, Desk, Orders, Worker};
 use crate::events::{GuardText, Line};
 use crate::fanotify::{Features, GroupError};
 use crate::metrics::{GuardMetrics, GuardState, MarkCounts};
-use crate::policy::GuardSpec;
+use crate::policy::{Exceptions, GuardSpec};
+use crate::process::look::Anchor;
 use crate::root::Root;
 
 /// What the names of worker threads begin with.
@@ -71,7 +72,7 @@ pub struct Shared {
     pub features: Features,
     /// Keeps workers alive.
     pub supervisor: Supervisor,
-    /// Looks up foreign mounts.
+    /// Looks up foreign mounts, and who asks.
     pub lookups: Lookups,
     /// Where event lines go.
     pub lines: Sender<Line>,
@@ -160,12 +161,14 @@ impl Guard {
             features: shared.features,
             fingerprints: fingerprints.clone(),
             own_pid: rustix::process::getpid().as_raw_pid(),
+            anchor: Arc::new(Anchor::new(&root).map_err(resource("the container's first process"))?),
         });
         let orders = Arc::new(Orders {
             judge: Arc::new(Unarmed),
             text: Arc::new(GuardText::new(&spec, metrics.log_dropped())),
             wanted: Wanted::default(),
-            events: spec.events(),
+            events: spec.kernel_events(),
+            exceptions: Arc::new(Exceptions::new(&spec)),
         });
         let inbox = Inbox::new(clone()?, desk, orders.judge.clone());
         let hand = Worker::new(inbox, mailbox, orders).map_err(|(source, _)| resource("/proc/self/fd")(source))?;

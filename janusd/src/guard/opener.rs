@@ -5,6 +5,9 @@
 
 use std::os::unix::ffi::OsStringExt;
 
+use crate::policy::Origin;
+use crate::process::facts;
+
 /// Which facts a log format asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Wanted {
@@ -12,6 +15,13 @@ pub struct Wanted {
     pub status: bool,
     /// `{exe}`.
     pub exe: bool,
+    /// `{origin}`: takes a lookup, for which the event waits.
+    pub origin: bool,
+}
+
+impl Wanted {
+    /// All of them.
+    pub const EVERYTHING: Wanted = Wanted { status: true, exe: true, origin: true };
 }
 
 /// What was found.
@@ -21,13 +31,15 @@ pub struct Opener {
     pub comm: Option<Vec<u8>>,
     /// The executable, as its own mount namespace names it.
     pub exe: Option<Vec<u8>>,
-    /// Effective user id, in our user namespace.
+    /// Effective user id, as the container sees it.
     pub uid: Option<u32>,
+    /// What it is to the container.
+    pub origin: Option<Origin>,
 }
 
 impl Opener {
-    /// Reads what is wanted about process `pid`.
-    pub fn look(pid: i32, wanted: Wanted) -> Opener {
+    /// Reads what is wanted about process `pid`, except its origin. `user`: what the container calls one of our users.
+    pub fn look(pid: i32, wanted: Wanted, user: impl Fn(u32) -> Option<u32>) -> Opener {
         let mut opener = Opener::default();
         if wanted.exe {
             opener.exe = std::fs::read_link(format!("/proc/{pid}/exe")).ok().map(|p| p.into_os_string().into_vec());
@@ -35,16 +47,15 @@ impl Opener {
         if wanted.status
             && let Ok(status) = std::fs::read(format!("/proc/{pid}/status"))
         {
-            opener.comm = field(&status, b"Name:\t").map(<[u8]>::to_vec);
-            opener.uid = field(&status, b"Uid:\t")
-                .and_then(|ids| std::str::from_utf8(ids).ok()?.split('\t').nth(1)?.parse().ok());
+            opener.comm = name(&status).map(<[u8]>::to_vec);
+            opener.uid = facts::effective_uid(&status).and_then(user);
         }
         opener
     }
 }
 
-fn field<'a>(status: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
-    status.split(|b| *b == b'\n').find_map(|line| line.strip_prefix(key))
+fn name(status: &[u8]) -> Option<&[u8]> {
+    status.split(|b| *b == b'\n').find_map(|line| line.strip_prefix(b"Name:\t"))
 }
 
 #[cfg(test)]
@@ -54,10 +65,10 @@ mod tests {
     #[test]
     fn ourselves() {
         let pid = i32::try_from(std::process::id()).unwrap();
-        let opener = Opener::look(pid, Wanted { status: true, exe: true });
+        let opener = Opener::look(pid, Wanted::EVERYTHING, Some);
         assert_eq!(opener.exe.unwrap(), std::env::current_exe().unwrap().into_os_string().into_vec());
         assert_eq!(opener.uid.unwrap(), rustix::process::geteuid().as_raw());
         assert!(opener.comm.is_some());
-        assert_eq!(Opener::look(pid, Wanted::default()), Opener::default());
+        assert_eq!(Opener::look(pid, Wanted::default(), Some), Opener::default());
     }
 }

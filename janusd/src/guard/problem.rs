@@ -27,8 +27,6 @@ pub enum ProblemReason {
     WatchLimit,
     /// `audit: true` and the kernel or our capabilities lack it.
     AuditUnavailable,
-    /// `except` and `autoAllowOwner` are not enforced by this release.
-    ProcessRulesNotEnforced,
     /// The thread that surveys the root panicked. What was in force stays; it starts again.
     KeeperPanicked,
     /// A path does not exist yet. It is guarded from the moment it does.
@@ -50,7 +48,6 @@ impl ProblemReason {
             ProblemReason::TooManyEntries => "TooManyEntries",
             ProblemReason::WatchLimit => "WatchLimit",
             ProblemReason::AuditUnavailable => "AuditUnavailable",
-            ProblemReason::ProcessRulesNotEnforced => "ProcessRulesNotEnforced",
             ProblemReason::KeeperPanicked => "KeeperPanicked",
             ProblemReason::PathAbsent => "PathAbsent",
         }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
-use super::groups::{Asker, Groups};
+use super::groups::{Groups, Queue};
 use super::inbox::Inbox;
 use super::worker::{End, Worker};
 use crate::fanotify::group::ReadBuffer;
@@ -262,9 +262,9 @@ impl Post {
     fn postpone(&mut self, ward: Ward, mut worker: Box<Worker>, error: &std::io::Error) {
         tracing::error!(%error, "a worker could not be started again; events are answered by failure policy");
         let mut buffer = ReadBuffer::default();
-        for asker in [Asker::Wide, Asker::Near] {
+        for queue in [Queue::Wide, Queue::Near] {
             loop {
-                let read = worker.inbox.read(asker, &mut buffer);
+                let read = worker.inbox.read(queue, &mut buffer);
                 worker.inbox.settle_fresh(Failure::WorkerPanicked);
                 if read.is_err() {
                     break;

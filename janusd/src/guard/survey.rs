@@ -101,7 +101,7 @@ impl Surveyor<'_> {
         self.watcher.begin();
         let root = self.root.open()?;
         let mounts = Mounts::read(self.root, root.as_fd(), self.features)?;
-        let mut pass = Pass::new(self, root.as_fd(), &mounts, spec.events());
+        let mut pass = Pass::new(self, root.as_fd(), &mounts, spec.kernel_events());
         for (rule, pattern) in spec.rules() {
             if let Some(subject) = spec.subject(rule.subject) {
                 pass.bind(rule, pattern, subject)?;
@@ -111,7 +111,7 @@ impl Surveyor<'_> {
         let ruling = Arc::new(Ruling {
             policy: Policy::new(spec, &bindings),
             view: mounts.view(),
-            events: spec.events(),
+            events: spec.kernel_events(),
             by_mount: !bindings.mounts.is_empty(),
             failure_policy: spec.failure_policy(),
             enforcement: spec.enforcement(),
@@ -133,7 +133,7 @@ impl Surveyor<'_> {
     ) -> Result<(), SurveyError> {
         let root = self.root.open()?;
         let mounts = Mounts::read(self.root, root.as_fd(), self.features)?;
-        let mut pass = Pass::new(self, root.as_fd(), &mounts, spec.events());
+        let mut pass = Pass::new(self, root.as_fd(), &mounts, spec.kernel_events());
         let mut files = Vec::new();
         let mut learned = Vec::new();
         for path in appeared {
@@ -153,7 +153,7 @@ impl Surveyor<'_> {
         for file in files {
             // Only now: the worker knows them, and does not let the kernel answer for them again. ENOENT, as nearly
             // always: the kernel did not.
-            let _not_ignored = pass.surveyor.groups.wide.heed_file(spec.events(), file.as_fd());
+            let _not_ignored = pass.surveyor.groups.wide.heed_file(spec.kernel_events(), file.as_fd());
         }
         Ok(())
     }

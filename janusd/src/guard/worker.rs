@@ -6,11 +6,12 @@
 //!
 //! Guarantees: between read and answer there is no log, no lock that another thread holds, no file opened (procfs
 //! excepted, and only when an event line asks who it was), and in a steady state no allocation. Our own process is always
-//! allowed, first. An event whose mount is not known waits for the lookup thread, never longer than
-//! [`lookup::DEADLINE`], while the others are answered.
+//! allowed, first. An event whose mount is not known, or whose answer depends on who asks, waits for a lookup thread, never
+//! longer than [`lookup::DEADLINE`], while the others are answered.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use crossbeam_channel::Sender;
@@ -18,11 +19,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::doorbell::{Mailbox, Speaker};
-use super::groups::Asker;
-use super::inbox::{Held, Inbox};
-use super::judge::{Judge, Mount, Seen, Verdict};
+use super::groups::Queue;
+use super::inbox::{Awaited, Held, Inbox};
+use super::judge::{Asker, Judge, Mount, Seen, Verdict};
 use super::known::{Fingerprint, Fingerprints, Learned};
-use super::lookup::{self, Lookups, Request};
+use super::lookup::{self, Lookups, MountRequest, ProcessRequest};
 use super::opener::{Opener, Wanted};
 use super::view::{Names, Tree};
 use crate::events::{GuardText, Line};
@@ -31,7 +32,8 @@ use crate::fanotify::group::ReadBuffer;
 use crate::fanotify::look::{self, Stat};
 use crate::fanotify::{Features, PermissionEvent, ReadError};
 use crate::metrics::GuardMetrics;
-use crate::policy::{Decision, Events, Failure, Reason, Response};
+use crate::policy::{Decision, Depends, Events, Exceptions, Failure, Origin, Reason, Response};
+use crate::process::look::{Anchor, Found};
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -47,7 +49,16 @@ pub(super) enum Command {
         /// Which mount.
         mount: u64,
         /// What it shows.
-        tree: Result<Tree, Failure>,
+        tree: Result<Arc<Tree>, Failure>,
+    },
+    /// A process was looked at.
+    Process {
+        /// Names the request.
+        ticket: u64,
+        /// By whose exceptions.
+        exceptions: Arc<Exceptions>,
+        /// What it is.
+        found: Result<Found, Failure>,
     },
     /// Remove all marks, answer what is queued, end.
     Stop,
@@ -64,6 +75,8 @@ pub(super) struct Orders {
     pub wanted: Wanted,
     /// The events that marks ask about.
     pub events: Events,
+    /// Whom denies do not reach.
+    pub exceptions: Arc<Exceptions>,
 }
 
 /// What a worker needs besides orders; the same for the guard's whole life.
@@ -76,6 +89,8 @@ pub(super) struct Desk {
     pub(super) features: Features,
     pub(super) fingerprints: Fingerprints,
     pub(super) own_pid: i32,
+    /// What processes are told apart by.
+    pub(super) anchor: Arc<Anchor>,
 }
 
 impl Desk {
@@ -136,6 +151,30 @@ struct Note {
     denied_to: usize,
     /// The kernel may answer for this file from now on.
     ignore: bool,
+    /// What it waits for, if it has no decision yet.
+    awaited: Option<Awaited>,
+    /// What was looked up for it before.
+    tree: Option<Result<Arc<Tree>, Failure>>,
+}
+
+/// What lookups have brought for the fresh events.
+#[derive(Clone, Copy)]
+struct Brought<'a> {
+    tree: Option<&'a Result<Arc<Tree>, Failure>>,
+    asker: Asker,
+    origin: Option<Origin>,
+}
+
+impl<'a> Brought<'a> {
+    const NOTHING: Brought<'static> = Brought { tree: None, asker: Asker::Unasked, origin: None };
+
+    fn mount(&self) -> Mount<'a> {
+        match self.tree {
+            None => Mount::Unasked,
+            Some(Ok(tree)) => Mount::Tree(tree),
+            Some(Err(failure)) => Mount::Failed(*failure),
+        }
+    }
 }
 
 impl Worker {
@@ -156,7 +195,7 @@ impl Worker {
 
     /// Answers events until it is told to stop. `inbox` may hold what a predecessor left.
     pub(super) fn run(&mut self) -> End {
-        self.judge_and_answer(None);
+        self.judge_and_answer(Brought::NOTHING);
         loop {
             if let Err(errno) = self.wait() {
                 return End::GroupLost(errno);
@@ -183,13 +222,17 @@ impl Worker {
                         self.inbox.ignoring = ignoring;
                         let _gone = acknowledge.send(());
                     }
-                    Command::Mount { mount, tree } => self.looked_up(mount, &tree),
+                    Command::Mount { mount, tree } => {
+                        let brought = Brought { tree: Some(&tree), ..Brought::NOTHING };
+                        self.release(|held| held.awaited == Awaited::Mount(mount), brought);
+                    }
+                    Command::Process { ticket, exceptions, found } => self.identified(ticket, &exceptions, found),
                     Command::Stop => return self.stop(),
                 }
             }
             self.expire();
-            for asker in [Asker::Wide, Asker::Near] {
-                match self.read(asker) {
+            for queue in [Queue::Wide, Queue::Near] {
+                match self.read(queue) {
                     Ok(()) | Err(ReadError::Empty) => {}
                     Err(error @ ReadError::Record(_)) => return End::Misread(error),
                     Err(ReadError::Read(errno @ (Errno::BADF | Errno::INVAL | Errno::FAULT))) => {
@@ -221,10 +264,10 @@ impl Worker {
     }
 
     /// Reads one batch of one group and answers it, even if reading failed behind its first events.
-    fn read(&mut self, asker: Asker) -> Result<(), ReadError> {
-        let result = self.inbox.read(asker, &mut self.kernel.buffer);
+    fn read(&mut self, queue: Queue) -> Result<(), ReadError> {
+        let result = self.inbox.read(queue, &mut self.kernel.buffer);
         if !self.inbox.fresh.is_empty() {
-            self.judge_and_answer(None);
+            self.judge_and_answer(Brought::NOTHING);
         }
         if let Ok(report) = result
             && report.denied_by_kernel > 0
@@ -234,16 +277,16 @@ impl Worker {
         result.map(|_| ())
     }
 
-    /// Judges everything fresh, answers it in one go, and keeps what has to wait for a lookup. `mount`: what is now known
-    /// of the mount of every fresh event.
-    fn judge_and_answer(&mut self, mount: Option<Mount<'_>>) {
+    /// Judges everything fresh, answers it in one go, and keeps what has to wait for a lookup. `brought`: what is now known
+    /// of every fresh event.
+    fn judge_and_answer(&mut self, brought: Brought<'_>) {
         self.batch.decisions.clear();
         self.batch.notes.clear();
         self.batch.shown.clear();
         self.batch.denied.clear();
         for at in 0..self.inbox.fresh.len() {
             self.inbox.judging = Some(at);
-            let decision = self.judge(at, mount.unwrap_or(Mount::Unasked));
+            let decision = self.judge(at, brought);
             self.batch.decisions.push(decision);
         }
         self.inbox.judging = None;
@@ -257,7 +300,7 @@ impl Worker {
     }
 
     /// `None`: has to wait for a lookup, which is under way.
-    fn judge(&mut self, at: usize, mount: Mount<'_>) -> Option<Decision> {
+    fn judge(&mut self, at: usize, brought: Brought<'_>) -> Option<Decision> {
         let event = &self.inbox.fresh[at];
         let mut note = Note { shown_to: self.batch.shown.len(), ..Note::default() };
         let decision = if event.pid == self.inbox.desk.own_pid {
@@ -267,7 +310,7 @@ impl Worker {
             match self.kernel.look(event, &self.inbox.desk.features) {
                 Ok(stat) => {
                     note.stat = Some(stat);
-                    self.judge_seen(at, &stat, mount)
+                    self.judge_seen(at, &stat, brought, &mut note)
                 }
                 Err(failure) => Some(self.orders.judge.failed(failure)),
             }
@@ -275,15 +318,15 @@ impl Worker {
         note.denied_to = self.batch.denied.len();
         self.batch.notes.push(note);
         if let Some(decision) = decision {
-            self.remember(at, &decision);
+            self.remember(at, &decision, brought.origin);
         }
         decision
     }
 
     /// Remembers, for after the answer, what is to be made of the event. Its names are at hand only now.
-    fn remember(&mut self, at: usize, decision: &Decision) {
+    fn remember(&mut self, at: usize, decision: &Decision, origin: Option<Origin>) {
         if decision.line {
-            self.note(at);
+            self.note(at, origin);
         }
         let Self { inbox, kernel, orders, batch, .. } = self;
         let Some(note) = batch.notes.last_mut() else { return };
@@ -297,7 +340,7 @@ impl Worker {
             }
         } else {
             note.ignore = inbox.ignoring
-                && inbox.asker == Asker::Wide
+                && inbox.queue == Queue::Wide
                 && matches!(decision.reason, Reason::NoRule | Reason::RuleAllow)
                 && !decision.line
                 && inbox.may_ignore(&stat)
@@ -305,29 +348,36 @@ impl Worker {
         }
     }
 
-    fn judge_seen(&mut self, at: usize, stat: &Stat, mount: Mount<'_>) -> Option<Decision> {
+    fn judge_seen(&mut self, at: usize, stat: &Stat, brought: Brought<'_>, note: &mut Note) -> Option<Decision> {
         let Self { inbox, kernel, orders, .. } = self;
         let (inbox, judge) = (&*inbox, &*orders.judge);
-        match kernel.judge(inbox, &inbox.fresh[at], stat, judge, mount) {
-            Verdict::Decided(decision) => return Some(decision),
-            Verdict::AskMount => {}
+        let event = &inbox.fresh[at];
+        let verdict = kernel.judge(inbox, event, stat, judge, brought);
+        if verdict != Verdict::AskMount {
+            return conclude(inbox, orders, event, brought, note, verdict);
         }
-        let failure = ask(inbox, &inbox.fresh[at], stat).err()?;
-        match kernel.judge(inbox, &inbox.fresh[at], stat, judge, Mount::Failed(failure)) {
-            Verdict::Decided(decision) => Some(decision),
-            Verdict::AskMount => Some(judge.failed(failure)),
-        }
+        let Err(failure) = ask_mount(inbox, event, stat) else {
+            note.awaited = Some(Awaited::Mount(stat.mount));
+            return None;
+        };
+        let refused = Err(failure);
+        let brought = Brought { tree: Some(&refused), ..brought };
+        let verdict = kernel.judge(inbox, event, stat, judge, brought);
+        conclude(inbox, orders, event, brought, note, verdict)
     }
 
     /// Remembers what an event's line will show.
-    fn note(&mut self, at: usize) {
+    fn note(&mut self, at: usize, origin: Option<Origin>) {
         let event = &self.inbox.fresh[at];
         if let Some(name) = self.kernel.names.iter().next() {
             self.batch.shown.extend_from_slice(name);
         } else if let Ok(path) = self.kernel.paths.of(&event.file, 1) {
             self.batch.shown.extend_from_slice(path);
         }
-        let opener = (self.orders.wanted != Wanted::default()).then(|| Opener::look(event.pid, self.orders.wanted));
+        let opener = (self.orders.wanted != Wanted::default()).then(|| {
+            let user = |ours| self.inbox.desk.anchor.user(ours);
+            Opener { origin, ..Opener::look(event.pid, self.orders.wanted, user) }
+        });
         if let Some(note) = self.batch.notes.last_mut() {
             note.shown_to = self.batch.shown.len();
             note.opener = opener;
@@ -342,12 +392,12 @@ impl Worker {
         }
         let since = self.inbox.read_at;
         let mut at = 0;
-        for (decision, note) in self.batch.decisions.iter().zip(&self.batch.notes) {
-            match (decision, note.stat) {
-                (None, Some(stat)) => {
+        for (decision, note) in self.batch.decisions.iter().zip(&mut self.batch.notes) {
+            match (decision, note.awaited) {
+                (None, Some(awaited)) => {
                     let event = self.inbox.fresh.remove(at);
-                    let asker = self.inbox.asker;
-                    self.inbox.held.push(Held { event, asker, since, mount: stat.mount });
+                    let queue = self.inbox.queue;
+                    self.inbox.held.push(Held { event, queue, since, awaited, tree: note.tree.take() });
                 }
                 _ => at += 1,
             }
@@ -403,31 +453,50 @@ impl Worker {
         self.inbox.close_answered(answered);
     }
 
-    /// A lookup has come back: judges the events that waited for it.
-    fn looked_up(&mut self, mount: u64, tree: &Result<Tree, Failure>) {
-        self.release(
-            |held| held.mount == mount,
-            match tree {
-                Ok(tree) => Mount::Tree(tree),
-                Err(failure) => Mount::Failed(*failure),
-            },
-        );
+    /// A process was looked at: judges the event that waited for it.
+    fn identified(&mut self, ticket: u64, exceptions: &Arc<Exceptions>, found: Result<Found, Failure>) {
+        // Not there: it was overdue, and is answered.
+        let Some(at) = self.inbox.held.iter().position(|held| held.awaited == Awaited::Process(ticket)) else { return };
+        let asker = match found {
+            // Weighed by exceptions that are no longer in force: asked again, by those that are.
+            Ok(_) if !Arc::ptr_eq(exceptions, &self.orders.exceptions) => Asker::Unasked,
+            Ok(found) => Asker::Known(found.who),
+            Err(failure) => Asker::Failed(failure),
+        };
+        self.release_one(at, asker, found.ok().and_then(|found| found.process.origin));
     }
 
     /// Judges the events whose lookup is overdue without it.
     fn expire(&mut self) {
-        self.release(|held| held.since.elapsed() >= lookup::DEADLINE, Mount::Failed(Failure::LookupTimeout));
+        self.give_up(|held| held.since.elapsed() >= lookup::DEADLINE);
     }
 
-    fn release(&mut self, ready: impl Fn(&Held) -> bool, mount: Mount<'_>) {
+    /// Judges events without what they wait for. They are told that both lookups failed, so none of them waits again.
+    fn give_up(&mut self, those: impl Fn(&Held) -> bool) {
+        let asker = Asker::Failed(Failure::LookupTimeout);
+        while let Some(at) = self.inbox.held.iter().position(|held| held.tree.is_some() && those(held)) {
+            self.release_one(at, asker, None);
+        }
+        self.release(those, Brought { tree: Some(&Err(Failure::LookupTimeout)), asker, origin: None });
+    }
+
+    fn release_one(&mut self, at: usize, asker: Asker, origin: Option<Origin>) {
+        let held = self.inbox.held.swap_remove(at);
+        self.inbox.read_at = held.since;
+        self.inbox.queue = held.queue;
+        self.inbox.fresh.push(held.event);
+        self.judge_and_answer(Brought { tree: held.tree.as_ref(), asker, origin });
+    }
+
+    fn release(&mut self, ready: impl Fn(&Held) -> bool, brought: Brought<'_>) {
         // A batch is of one group, and bounded by what one writev takes. Events that were looked up are decided, so this
         // ends.
         while let Some(first) = self.inbox.held.iter().position(&ready) {
-            self.inbox.asker = self.inbox.held[first].asker;
+            self.inbox.queue = self.inbox.held[first].queue;
             let mut at = first;
             while at < self.inbox.held.len() && self.inbox.fresh.len() < BATCH {
                 let held = &self.inbox.held[at];
-                if held.asker == self.inbox.asker && ready(held) {
+                if held.queue == self.inbox.queue && ready(held) {
                     let held = self.inbox.held.swap_remove(at);
                     if self.inbox.fresh.is_empty() || held.since < self.inbox.read_at {
                         self.inbox.read_at = held.since;
@@ -437,7 +506,7 @@ impl Worker {
                     at += 1;
                 }
             }
-            self.judge_and_answer(Some(mount));
+            self.judge_and_answer(brought);
         }
     }
 
@@ -446,34 +515,80 @@ impl Worker {
         if let Err(error) = self.inbox.groups.flush() {
             tracing::error!(%error, "marks could not be removed; they go with the group");
         }
-        for asker in [Asker::Wide, Asker::Near] {
-            while let Ok(()) | Err(ReadError::Read(Errno::MFILE | Errno::NFILE)) = self.read(asker) {}
+        for queue in [Queue::Wide, Queue::Near] {
+            while let Ok(()) | Err(ReadError::Read(Errno::MFILE | Errno::NFILE)) = self.read(queue) {}
         }
-        self.release(|_| true, Mount::Failed(Failure::LookupTimeout));
+        self.give_up(|_| true);
         End::Stopped
     }
 }
 
+/// Makes a decision of a verdict; `None`: the process has to be looked up first, and is being.
+fn conclude(
+    inbox: &Inbox,
+    orders: &Orders,
+    event: &PermissionEvent,
+    brought: Brought<'_>,
+    note: &mut Note,
+    verdict: Verdict,
+) -> Option<Decision> {
+    let judge = &*orders.judge;
+    let (depends, otherwise) = match verdict {
+        // Only the line depends on it: one without is better than none.
+        Verdict::Decided(decision) if decision.line && orders.wanted.origin && brought.asker == Asker::Unasked => {
+            (Depends::NOTHING, decision)
+        }
+        Verdict::Decided(decision) => return Some(decision),
+        Verdict::AskProcess(depends) => (depends, judge.failed(Failure::LookupBusy)),
+        // Asked for again after it failed, which no judge of ours does.
+        Verdict::AskMount => return Some(judge.failed(Failure::UnknownMount)),
+    };
+    match ask_process(inbox, orders, event, depends) {
+        Ok(ticket) => {
+            note.awaited = Some(Awaited::Process(ticket));
+            note.tree = brought.tree.cloned();
+            None
+        }
+        Err(Failure::LookupBusy) => Some(otherwise),
+        Err(_) if depends.is_nothing() => Some(otherwise),
+        Err(failure) => Some(judge.failed(failure)),
+    }
+}
+
 /// Has the mount of an event looked up; the answer comes as [`Command::Mount`].
-fn ask(inbox: &Inbox, event: &PermissionEvent, stat: &Stat) -> Result<(), Failure> {
+fn ask_mount(inbox: &Inbox, event: &PermissionEvent, stat: &Stat) -> Result<(), Failure> {
     // One lookup serves every event that waits for the same mount.
-    if inbox.held.iter().any(|held| held.mount == stat.mount) {
+    if inbox.held.iter().any(|held| held.awaited == Awaited::Mount(stat.mount)) {
         return Ok(());
     }
     let mountinfo_id = look::mountinfo_id(event.file.as_fd()).map_err(|_| Failure::StatFailed)?;
     let reply = inbox.desk.replies.clone();
-    inbox.desk.lookups.ask(Request { mount: stat.mount, mountinfo_id, pid: event.pid, reply })
+    inbox.desk.lookups.ask_mount(MountRequest { mount: stat.mount, mountinfo_id, pid: event.pid, reply })
+}
+
+/// Has the process that asks looked at; the answer comes as [`Command::Process`], under the ticket.
+fn ask_process(inbox: &Inbox, orders: &Orders, event: &PermissionEvent, depends: Depends) -> Result<u64, Failure> {
+    // Unique over all workers: a successor inherits what its predecessor has asked for.
+    static TICKETS: AtomicU64 = AtomicU64::new(0);
+    let ticket = TICKETS.fetch_add(1, Ordering::Relaxed);
+    let file =
+        if depends.interpreter { Some(event.file.try_clone().map_err(|_| Failure::ProcessLookup)?) } else { None };
+    inbox.desk.lookups.ask_process(ProcessRequest {
+        ticket,
+        pid: event.pid,
+        depends,
+        exceptions: orders.exceptions.clone(),
+        anchor: inbox.desk.anchor.clone(),
+        features: inbox.desk.features,
+        file,
+        since: inbox.read_at,
+        reply: inbox.desk.replies.clone(),
+    })?;
+    Ok(ticket)
 }
 
 /// The answer to ourselves.
-const OWN: Decision = Decision {
-    response: Response::Allow,
-    would_deny: false,
-    rule: None,
-    reason: Reason::NoRule,
-    line: false,
-    audit: false,
-};
+const OWN: Decision = Decision::ALLOW;
 
 impl Kernel {
     fn look(&self, event: &PermissionEvent, features: &Features) -> Result<Stat, Failure> {
@@ -486,12 +601,12 @@ impl Kernel {
         event: &PermissionEvent,
         stat: &Stat,
         judge: &dyn Judge,
-        mount: Mount<'_>,
+        brought: Brought<'_>,
     ) -> Verdict {
         let suspect = inbox.known.suspects(stat.inode);
         self.fingerprint = if suspect { inbox.desk.fingerprint(event.file.as_fd()) } else { None };
         let path = self.paths.of(&event.file, stat.links).ok();
-        let seen = Seen { event: event.event, stat: *stat, path, fingerprint: self.fingerprint };
-        judge.judge(&seen, mount, &inbox.known, &mut self.names)
+        let seen = Seen { event: event.event, stat: *stat, path, fingerprint: self.fingerprint, asker: brought.asker };
+        judge.judge(&seen, brought.mount(), &inbox.known, &mut self.names)
     }
 }
