@@ -5,6 +5,8 @@
 use std::fs;
 use std::path::PathBuf;
 
+#[path = "../fuzz/bodies/interpreter.rs"]
+mod interpreter;
 #[path = "../fuzz/bodies/manifest.rs"]
 mod manifest;
 #[path = "../fuzz/bodies/path.rs"]
@@ -25,6 +27,11 @@ fn corpus(target: &str, run: fn(&[u8])) {
         seen += 1;
     }
     assert!(seen >= 5, "{seen} inputs for {target}");
+}
+
+#[test]
+fn interpreters() {
+    corpus("interpreter", interpreter::run);
 }
 
 #[test]

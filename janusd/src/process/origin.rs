@@ -225,7 +225,9 @@ pub fn classify(
                 family.remember(pid);
                 return Ok(Found::sure(Origin::Owner));
             }
-            Descent::Past { inside } => entered |= inside && container.private,
+            // Between the leader and this one nobody left the session. So the init is not among them if it has another;
+            // nor if the leader is inside, for the init's ancestors are not.
+            Descent::Past { inside } => entered |= inside || family.init_leads(),
             Descent::Adopted { .. } => {}
         }
     }
@@ -234,7 +236,7 @@ pub fn classify(
         None => Place::Elsewhere,
     };
     Ok(match (descent, cgroups) {
-        _ if entered => Found::sure(Origin::Session),
+        (Descent::Adopted { .. }, _) if entered => Found::sure(Origin::Session),
         (Descent::Adopted { .. }, _) => Found::UNDECIDED,
         (Descent::Past { inside: true }, _) if container.private => Found::sure(Origin::Session),
         // Inside by its cgroup only: on its way in, or an orphan in a pid namespace that others share.
