@@ -36,6 +36,7 @@ mod routes;
 mod update;
 mod volumes;
 mod watchdog;
+mod who;
 
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -52,6 +53,9 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|word| word == agent::WORD) {
         return agent::main();
     }
+    if std::env::args_os().nth(1).is_some_and(|word| word == who::WORD) {
+        return who::main();
+    }
     let mut arguments = Arguments::from_args();
     // Few CPUs, and latency is asserted.
     arguments.test_threads.get_or_insert(1);
@@ -62,6 +66,7 @@ fn main() -> ExitCode {
         volumes::TESTS,
         directory::TESTS,
         meaning::TESTS,
+        who::TESTS,
         patterns::TESTS,
         lines::TESTS,
         update::TESTS,
