@@ -331,7 +331,8 @@ impl Worker {
         let Self { inbox, kernel, orders, batch, .. } = self;
         let Some(note) = batch.notes.last_mut() else { return };
         let Some(stat) = note.stat.filter(|_| !note.own) else { return };
-        if decision.rule.is_some() && (decision.response == Response::Deny || decision.would_deny) {
+        let denied = decision.response == Response::Deny || decision.would_deny;
+        if decision.rule.is_some() && (denied || decision.reason == Reason::Except) {
             if inbox.known.names(stat.inode, kernel.fingerprint).next().is_none()
                 && let Some(name) = kernel.names.iter().find(|name| orders.judge.denies(name, stat.is_directory()))
             {
