@@ -200,7 +200,7 @@ impl<W: Write> Writer<W> {
         });
         let event = EventLine {
             time: Some(line.at),
-            path: Some(&line.path),
+            path: Some(&*line.path).filter(|path| !path.is_empty()),
             pod: Some(&self.place.pod),
             node: Some(&self.place.node),
             tags: subject.map(|subject| &subject.tags),

@@ -83,20 +83,16 @@ pub enum GuardState {
     Guarding,
     /// In force, with something that cannot be guarded.
     Degraded,
-    /// Its worker is being replaced; openers wait.
-    Restarting,
 }
 
 impl GuardState {
-    const ALL: [GuardState; 4] =
-        [GuardState::Starting, GuardState::Guarding, GuardState::Degraded, GuardState::Restarting];
+    const ALL: [GuardState; 3] = [GuardState::Starting, GuardState::Guarding, GuardState::Degraded];
 
     const fn word(self) -> &'static str {
         match self {
             GuardState::Starting => "starting",
             GuardState::Guarding => "guarding",
             GuardState::Degraded => "degraded",
-            GuardState::Restarting => "restarting",
         }
     }
 }

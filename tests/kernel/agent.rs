@@ -56,7 +56,11 @@ pub(crate) fn main() -> ExitCode {
 /// Becomes another program, without CAP_SYS_ADMIN: not even root gets back what the bounding set lacks.
 fn become_unprivileged(program: &OsStr, arguments: &[&OsStr]) -> io::Result<()> {
     if capability_is_in_bounding_set(CapabilitySet::SYS_ADMIN)? {
-        remove_capability_from_bounding_set(CapabilitySet::SYS_ADMIN)?;
+        match remove_capability_from_bounding_set(CapabilitySet::SYS_ADMIN) {
+            // Not allowed to give rights away: then there are none.
+            Ok(()) | Err(Errno::PERM) => {}
+            Err(errno) => return Err(errno.into()),
+        }
     }
     Err(Command::new(program).args(arguments).exec())
 }

@@ -21,6 +21,8 @@ pub struct Seen<'a> {
     pub path: Option<&'a [u8]>,
     /// Of its handle; looked up only if [`KnownFiles::suspects`] it.
     pub fingerprint: Option<Fingerprint>,
+    /// The file, or the directory that it lies in, bears a mark of its own: the near group asks.
+    pub near: bool,
     /// Who asks.
     pub asker: Asker,
 }
@@ -86,6 +88,8 @@ pub struct Ruling {
     pub events: Events,
     /// Whether a rule goes by the mount that a file is opened through.
     pub by_mount: bool,
+    /// Whether any rule denies.
+    pub denies_something: bool,
     /// What to answer when judging fails.
     pub failure_policy: FailurePolicy,
     /// Whether a failure's denial is real.
@@ -143,6 +147,9 @@ impl Judge for Ruling {
             // No further name could undo a denial; an exception could, and then the other names matter.
             (Some(_), Mount::Unasked) if denied && decision.depends.is_nothing() => Ok(()),
             (Some(_), Mount::Unasked) => return Verdict::AskMount,
+            (Some(_), Mount::Tree(_) | Mount::Failed(Failure::UnknownMount)) if seen.near && self.denies_something => {
+                Err(Failure::UnnamedInGuarded)
+            }
             (Some(_), Mount::Tree(_)) => Err(Failure::UnknownMount),
             (Some(_), Mount::Failed(failure)) => Err(failure),
         };

@@ -38,6 +38,8 @@ use crate::root::Root;
 const SHARE: u32 = 4;
 /// And a change is never seen later than this.
 const LATEST: Duration = Duration::from_secs(5);
+/// A survey that failed is tried again after this.
+const AGAIN: Duration = Duration::from_secs(1);
 /// How long a worker may take to take orders. It takes them between two batches; a worker that is being restarted takes
 /// them once it is back.
 const OBEY: Duration = Duration::from_secs(10);
@@ -131,7 +133,8 @@ impl Keeper {
             if woken.ended && !ended {
                 ended = true;
                 mountinfo = None;
-                self.root_is_gone();
+                let detail = "the process whose root is guarded has ended; marks that outlive it still hold";
+                self.root_is_unreachable(detail.to_owned());
             }
             if ended {
                 continue;
@@ -148,7 +151,7 @@ impl Keeper {
             if stale && not_before <= Instant::now() {
                 let started = Instant::now();
                 stale = self.survey_again();
-                let rest = if stale { LATEST } else { (started.elapsed() * (SHARE - 1)).min(LATEST) };
+                let rest = if stale { AGAIN } else { (started.elapsed() * (SHARE - 1)).min(LATEST) };
                 not_before = Instant::now() + rest;
             }
         }
@@ -270,20 +273,15 @@ impl Keeper {
         match self.arm() {
             Ok(()) | Err(SurveyError::Stopped) => false,
             Err(error) => {
-                tracing::warn!(%error, "the root could not be surveyed; what was in force stays");
+                self.root_is_unreachable(format!("{error}; what was in force stays"));
                 true
             }
         }
     }
 
-    fn root_is_gone(&mut self) {
+    fn root_is_unreachable(&self, detail: String) {
         let mut problems = self.report.lock().problems.clone();
-        problems.insert(Problem {
-            reason: ProblemReason::RootUnreachable,
-            rule: None,
-            path: Vec::new(),
-            detail: "the process whose root is guarded has ended; marks that outlive it still hold".to_owned(),
-        });
+        problems.insert(Problem { reason: ProblemReason::RootUnreachable, rule: None, path: Vec::new(), detail });
         self.publish(problems);
     }
 

@@ -112,9 +112,9 @@ impl Mounts {
 impl Gate for Mounts {
     fn enter(&self, file: BorrowedFd<'_>, stat: &Stat) -> bool {
         // A mount that has come since the list was read is not entered: its coming starts another survey.
+        let harmless = |reach| !matches!(reach, Reach::Refused(Refusal::CanHang | Refusal::Unknown | Refusal::Virtual));
         self.0.iter().any(|m| m.id == Some(stat.mount))
-            || look::mountinfo_id(file)
-                .is_ok_and(|id| self.0.iter().any(|m| m.mount.id == id && !matches!(m.reach, Reach::Refused(_))))
+            || look::mountinfo_id(file).is_ok_and(|id| self.0.iter().any(|m| m.mount.id == id && harmless(m.reach)))
     }
 }
 
@@ -159,10 +159,17 @@ impl Node<'_> {
             fstype: &mount.fstype,
             on_node,
             own_mount: self.own_namespace,
-            pods_own: at == b"/" || reach::pods_own(&mount.root),
+            // A root that shows what the node's own root shows is no container's: a process in a mount namespace of its
+            // own, say.
+            pods_own: reach::pods_own(&mount.root) || (at == b"/" && !self.is_root(mount)),
             dev: at == b"/dev",
             refused_layer,
         })
+    }
+
+    /// Whether the node's own root is the same part of the same file system.
+    fn is_root(&self, mount: &Mount) -> bool {
+        self.mounts().any(|o| o.mountpoint == b"/" && o.device() == mount.device() && o.root == mount.root)
     }
 
     /// Whether a path of the node lies on FUSE or a network file system. By name only: stepping there could hang.

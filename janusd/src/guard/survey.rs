@@ -113,6 +113,7 @@ impl Surveyor<'_> {
             view: mounts.view(),
             events: spec.kernel_events(),
             by_mount: !bindings.mounts.is_empty(),
+            denies_something: spec.rules().any(|(rule, _)| rule.list == List::Deny),
             failure_policy: spec.failure_policy(),
             enforcement: spec.enforcement(),
         });

@@ -607,7 +607,14 @@ impl Kernel {
         let suspect = inbox.known.suspects(stat.inode);
         self.fingerprint = if suspect { inbox.desk.fingerprint(event.file.as_fd()) } else { None };
         let path = self.paths.of(&event.file, stat.links).ok();
-        let seen = Seen { event: event.event, stat: *stat, path, fingerprint: self.fingerprint, asker: brought.asker };
+        let seen = Seen {
+            event: event.event,
+            stat: *stat,
+            path,
+            fingerprint: self.fingerprint,
+            near: inbox.queue == Queue::Near,
+            asker: brought.asker,
+        };
         judge.judge(&seen, brought.mount(), &inbox.known, &mut self.names)
     }
 }

@@ -9,6 +9,9 @@ pub enum Failure {
     /// The file lies on a mount that is in no mount namespace we can read (a detached mount), so the name by which the
     /// container knows it cannot be told, and no identity or name that we do know denies it.
     UnknownMount,
+    /// The same, but the kernel says that the file, or its directory, is one that was marked for a deny: rather denied
+    /// than let through under a name that nobody can tell.
+    UnnamedInGuarded,
     /// The lookup (of a mount, or of who asks) did not come back in time.
     LookupTimeout,
     /// The lookup queue was full.
@@ -31,8 +34,9 @@ pub enum Failure {
 
 impl Failure {
     /// All of them, for metrics that must exist before the first failure.
-    pub const ALL: [Failure; 10] = [
+    pub const ALL: [Failure; 11] = [
         Failure::UnknownMount,
+        Failure::UnnamedInGuarded,
         Failure::LookupTimeout,
         Failure::LookupBusy,
         Failure::ProcessLookup,
@@ -48,6 +52,7 @@ impl Failure {
     pub const fn word(self) -> &'static str {
         match self {
             Failure::UnknownMount => "unknown-mount",
+            Failure::UnnamedInGuarded => "unnamed-in-guarded",
             Failure::LookupTimeout => "lookup-timeout",
             Failure::LookupBusy => "lookup-busy",
             Failure::ProcessLookup => "process-lookup",
@@ -60,10 +65,13 @@ impl Failure {
         }
     }
 
-    /// What is answered. The kernel has already denied what it could not hand to us; all else is the guard's choice.
+    /// What is answered. The kernel has already denied what it could not hand to us, and what lies in a guarded directory
+    /// without a name is denied; all else is the guard's choice.
     pub const fn response(self, policy: FailurePolicy) -> Response {
         match (self, policy) {
-            (Failure::EventFd | Failure::ReadFailed, _) | (_, FailurePolicy::Deny) => Response::Deny,
+            (Failure::EventFd | Failure::ReadFailed | Failure::UnnamedInGuarded, _) | (_, FailurePolicy::Deny) => {
+                Response::Deny
+            }
             (_, FailurePolicy::Allow) => Response::Allow,
         }
     }
