@@ -51,10 +51,28 @@ impl Janusd {
     }
 
     pub(crate) fn start(case: &Case, target: Target<'_>, manifest: &str, arguments: &[&str]) -> Janusd {
+        Janusd::start_on(case, None, target, manifest, arguments)
+    }
+
+    /// The same, in the mount namespace of a process that stands for the node.
+    pub(crate) fn start_on(
+        case: &Case,
+        node: Option<u32>,
+        target: Target<'_>,
+        manifest: &str,
+        arguments: &[&str],
+    ) -> Janusd {
         let file = case.scratch("guard.yaml");
         fs::write(&file, manifest).unwrap();
         let admin = free_address();
-        let mut command = Command::new(BINARY);
+        let mut command = match node {
+            None => Command::new(BINARY),
+            Some(pid) => {
+                let mut command = Command::new(std::env::current_exe().unwrap());
+                command.args([agent::WORD, "enter", &pid.to_string(), BINARY]);
+                command
+            }
+        };
         command.arg("guard").arg("-f").arg(&file).arg("--admin-listen").arg(admin.to_string()).args(arguments);
         match target {
             Target::Pid(pid) => command.arg("--pid").arg(pid.to_string()),
