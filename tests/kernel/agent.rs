@@ -25,6 +25,8 @@ use rustix::thread::{CapabilitySet, UnshareFlags, capability_is_in_bounding_set,
 
 use crate::atomic_writer;
 use crate::hammer::Hammer;
+use crate::matrix::stage::{Stage, be_child};
+use crate::matrix::world;
 use crate::protocol::{Act, Outcome, Reply, Request};
 use crate::root;
 
@@ -38,8 +40,13 @@ pub(crate) fn main() -> ExitCode {
         set_parent_process_death_signal(Some(Signal::KILL)).map_err(io::Error::from).and_then(|()| {
             match words.as_slice() {
                 [mode] if *mode == "host" => serve(std::process::id()),
-                [mode, scratch] if *mode == "container" => start_entrypoint(scratch),
+                [mode, scratch] if *mode == "container" => start_entrypoint("entrypoint", scratch),
                 [mode, scratch] if *mode == "entrypoint" => be_container(Path::new(scratch)),
+                [mode, scratch] if *mode == "node" => be_node(Path::new(scratch)),
+                [mode, scratch] if *mode == "matrix-container" => start_entrypoint("matrix-entrypoint", scratch),
+                [mode, scratch] if *mode == "matrix-entrypoint" => be_matrix_container(Path::new(scratch)),
+                [mode, pid, program, arguments @ ..] if *mode == "enter" => world::enter(pid, program, arguments),
+                [mode, ..] if *mode == "child" => be_child(&arguments[1..]),
                 [mode, program, arguments @ ..] if *mode == "unprivileged" => become_unprivileged(program, arguments),
                 _ => Err(io::Error::other(format!("unknown agent {words:?}"))),
             }
@@ -67,20 +74,38 @@ fn become_unprivileged(program: &OsStr, arguments: &[&OsStr]) -> io::Result<()> 
 
 /// Deprecated because CLONE_FILES could pull file descriptors from under other threads: it is never given here.
 #[expect(deprecated, reason = "its replacement is unsafe, for the sake of CLONE_FILES alone")]
-fn enter_new(namespaces: UnshareFlags) -> io::Result<()> {
+pub(crate) fn enter_new(namespaces: UnshareFlags) -> io::Result<()> {
     Ok(rustix::thread::unshare(namespaces)?)
 }
 
-fn enter_new_mount_namespace() -> io::Result<()> {
+pub(crate) fn enter_new_mount_namespace() -> io::Result<()> {
     enter_new(UnshareFlags::NEWNS)?;
     Ok(mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?)
 }
 
-fn start_entrypoint(scratch: &OsStr) -> io::Result<()> {
+fn start_entrypoint(mode: &str, scratch: &OsStr) -> io::Result<()> {
     enter_new(UnshareFlags::NEWPID)?;
-    let mut entrypoint = Command::new(std::env::current_exe()?).arg(WORD).arg("entrypoint").arg(scratch).spawn()?;
+    let mut entrypoint = Command::new(std::env::current_exe()?).arg(WORD).arg(mode).arg(scratch).spawn()?;
     // It tells its troubles itself, and being killed at the end of a test is none.
     entrypoint.wait().map(drop)
+}
+
+fn be_node(scratch: &Path) -> io::Result<()> {
+    world::build_node(scratch)?;
+    serve(std::process::id())
+}
+
+fn be_matrix_container(scratch: &Path) -> io::Result<()> {
+    let pid = fs::read_link("/proc/self")?.to_string_lossy().parse().map_err(io::Error::other)?;
+    enter_new_mount_namespace()?;
+    let user_namespace = world::build_container(scratch)?;
+    root::enter(scratch)?;
+    if user_namespace {
+        world::enter_new_user_namespace()?;
+        // Forgotten with the change of rights.
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+    }
+    serve(pid)
 }
 
 fn be_container(scratch: &Path) -> io::Result<()> {
@@ -100,6 +125,7 @@ fn serve(pid: u32) -> io::Result<()> {
     };
     reply(&Reply::Serving(pid))?;
     let mut hammer: Option<Hammer> = None;
+    let mut stage = Stage::default();
     for line in io::stdin().lock().lines() {
         let answer = match serde_json::from_str(&line?)? {
             Request::Perform(acts) => perform_all(&acts),
@@ -111,6 +137,7 @@ fn serve(pid: u32) -> io::Result<()> {
             Request::Opened => Reply::Opened(hammer.as_ref().map_or(0, Hammer::opened)),
             Request::StopOpeners => Reply::Stopped(taken(&mut hammer)?.stop()),
             Request::AwaitOpeners => Reply::Stopped(taken(&mut hammer)?.join()),
+            Request::Play(cue) => Reply::Played(stage.play(cue)),
         };
         reply(&answer)?;
     }

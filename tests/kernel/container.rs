@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::agent;
+use crate::matrix::stage::{Cue, Played};
 use crate::protocol::{Act, Openers, Outcome, Reply, Request, Tally, open};
 use crate::root;
 use crate::watchdog::{Watch, kernel_pid, wait_until};
@@ -29,7 +30,7 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    fn start(watch: &Watch, mode: &[&Path]) -> Agent {
+    pub(crate) fn start(watch: &Watch, mode: &[&Path]) -> Agent {
         let mut process = Command::new(std::env::current_exe().unwrap())
             .arg(agent::WORD)
             .args(mode)
@@ -86,6 +87,12 @@ impl Agent {
 
     pub(crate) fn open(&self, path: impl AsRef<Path>) -> Outcome {
         self.act(open(path.as_ref()))
+    }
+
+    /// A route of the matrix: to be prepared, or to be tried.
+    pub(crate) fn play(&self, cue: Cue) -> Played {
+        let Reply::Played(played) = self.ask(&Request::Play(cue)) else { panic!("no answer to a cue") };
+        played
     }
 
     /// Threads that open `paths` until they are stopped, and do so by now.

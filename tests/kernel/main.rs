@@ -26,11 +26,13 @@ mod life;
 mod lines;
 mod load;
 mod manifest;
+mod matrix;
 mod meaning;
 mod measure;
 mod metrics;
 mod patterns;
 mod protocol;
+mod raw;
 mod root;
 mod routes;
 mod update;
@@ -73,6 +75,8 @@ fn main() -> ExitCode {
         life::TESTS,
         faults::TESTS,
         load::TESTS,
+        matrix::readme::TESTS,
+        matrix::TESTS,
     ];
     let mut trials: Vec<Trial> = modules.into_iter().flatten().flat_map(Test::trials).collect();
     trials.extend(measure::MEASURES.iter().map(measure::trial));
@@ -88,17 +92,19 @@ struct Test {
     /// Whether it has a control: the same run without janusd.
     control: bool,
     deadline: Duration,
+    /// A program that not every machine has.
+    program: Option<&'static str>,
 }
 
 impl Test {
     /// A test of denials on the real kernel, with its control.
     const fn kernel(name: &'static str, run: fn(&Case)) -> Test {
-        Test { name, run, privileged: true, control: true, deadline: Duration::from_secs(30) }
+        Test { name, run, privileged: true, control: true, deadline: Duration::from_secs(30), program: None }
     }
 
     /// A test that denies nothing: it only runs commands.
     const fn command(name: &'static str, run: fn(&Case)) -> Test {
-        Test { name, run, privileged: false, control: false, deadline: Duration::from_secs(30) }
+        Test { name, run, privileged: false, control: false, deadline: Duration::from_secs(30), program: None }
     }
 
     const fn privileged(self) -> Test {
@@ -114,6 +120,10 @@ impl Test {
         Test { deadline: Duration::from_secs(seconds), ..self }
     }
 
+    const fn needing(self, program: &'static str) -> Test {
+        Test { program: Some(program), ..self }
+    }
+
     fn trials(&'static self) -> Vec<Trial> {
         let short = self.name.strip_prefix("kernel::").unwrap_or(self.name);
         let mut trials = vec![self.trial(short.to_owned(), Janus::Guards)];
@@ -125,12 +135,17 @@ impl Test {
 
     fn trial(&'static self, name: String, janus: Janus) -> Trial {
         Trial::ignorable_test(name.clone(), move || {
-            if self.privileged && !may_mount_and_mark() {
+            let lacks = if self.privileged && !may_mount_and_mark() {
+                Some("CAP_SYS_ADMIN")
+            } else {
+                self.program.filter(|program| !is_installed(program))
+            };
+            if let Some(lack) = lacks {
                 // Straight to stderr: a skipped test must not look like one that passed.
-                writeln!(std::io::stderr(), "SKIPPED {name}: needs CAP_SYS_ADMIN")?;
+                writeln!(std::io::stderr(), "SKIPPED {name}: needs {lack}")?;
                 return match std::env::var_os("JANUS_SKIP_IS_FAILURE") {
                     Some(value) if value == "1" => Err(Failed::from("skipped, and JANUS_SKIP_IS_FAILURE is set")),
-                    _ => Ok(Completion::ignored_with("needs CAP_SYS_ADMIN")),
+                    _ => Ok(Completion::ignored_with(format!("needs {lack}"))),
                 };
             }
             self.run_watched(janus)
@@ -170,4 +185,8 @@ use {command_tests, kernel_tests};
 
 fn may_mount_and_mark() -> bool {
     capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
+}
+
+fn is_installed(program: &str) -> bool {
+    std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|at| at.join(program).exists()))
 }

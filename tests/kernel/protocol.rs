@@ -6,6 +6,8 @@ use std::time::Duration;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use crate::matrix::stage::{Cue, Played};
+
 /// One thing that a process can do to a file. Names are `OsString`s: not every file's name is UTF-8.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Act {
@@ -98,6 +100,8 @@ pub(crate) enum Request {
     StopOpeners,
     /// Waits for openers that open once to end.
     AwaitOpeners,
+    /// A route of the matrix.
+    Play(Cue),
 }
 
 /// A load: opener `i` opens `paths[i % n]`, then `paths[(i + 1) % n]`, and so on.
@@ -149,6 +153,8 @@ pub(crate) enum Reply {
     Opened(u64),
     /// The openers have ended.
     Stopped(Tally),
+    /// What came of a cue.
+    Played(Played),
 }
 
 /// What an act gave: its content (empty for most), or the error that the process saw.

@@ -140,7 +140,7 @@ pub(crate) fn below(root: &Path, path: &Path) -> PathBuf {
 }
 
 /// What the dynamic loader would map for a program: it says so itself, as it does for ldd. Nothing for a static one.
-fn libraries(program: &Path) -> io::Result<Vec<PathBuf>> {
+pub(crate) fn libraries(program: &Path) -> io::Result<Vec<PathBuf>> {
     let output = Command::new(program)
         .env("LD_TRACE_LOADED_OBJECTS", "1")
         .stdin(Stdio::null())
