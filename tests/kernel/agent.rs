@@ -26,7 +26,7 @@ use rustix::thread::{CapabilitySet, UnshareFlags, capability_is_in_bounding_set,
 use crate::atomic_writer;
 use crate::hammer::Hammer;
 use crate::matrix::stage::{Stage, be_child};
-use crate::matrix::world;
+use crate::matrix::{races, world};
 use crate::protocol::{Act, Outcome, Reply, Request};
 use crate::root;
 
@@ -138,6 +138,7 @@ fn serve(pid: u32) -> io::Result<()> {
             Request::StopOpeners => Reply::Stopped(taken(&mut hammer)?.stop()),
             Request::AwaitOpeners => Reply::Stopped(taken(&mut hammer)?.join()),
             Request::Play(cue) => Reply::Played(stage.play(cue)),
+            Request::Race(room) => Reply::Raced(races::run(&room).map_err(|error| error.to_string())),
         };
         reply(&answer)?;
     }

@@ -14,6 +14,8 @@ use rustix::io::Errno;
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::agent;
+use crate::matrix::races::Raced;
+use crate::matrix::room::Room;
 use crate::matrix::stage::{Cue, Played};
 use crate::protocol::{Act, Openers, Outcome, Reply, Request, Tally, open};
 use crate::root;
@@ -93,6 +95,12 @@ impl Agent {
     pub(crate) fn play(&self, cue: Cue) -> Played {
         let Reply::Played(played) = self.ask(&Request::Play(cue)) else { panic!("no answer to a cue") };
         played
+    }
+
+    /// A race, run to its end.
+    pub(crate) fn race(&self, room: Room) -> Result<Raced, String> {
+        let Reply::Raced(raced) = self.ask(&Request::Race(room)) else { panic!("no tally of a race") };
+        raced
     }
 
     /// Threads that open `paths` until they are stopped, and do so by now.

@@ -77,6 +77,7 @@ fn main() -> ExitCode {
         load::TESTS,
         matrix::readme::TESTS,
         matrix::TESTS,
+        matrix::races::TESTS,
     ];
     let mut trials: Vec<Trial> = modules.into_iter().flatten().flat_map(Test::trials).collect();
     trials.extend(measure::MEASURES.iter().map(measure::trial));

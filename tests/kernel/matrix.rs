@@ -8,6 +8,7 @@
 //! without janusd, every route that exists must reach the file's bytes; and the table in README.md is what [`readme`]
 //! makes of the same rows.
 
+pub(crate) mod races;
 pub(crate) mod readme;
 pub(crate) mod room;
 mod routes;

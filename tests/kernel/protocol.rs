@@ -6,6 +6,8 @@ use std::time::Duration;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use crate::matrix::races::Raced;
+use crate::matrix::room::Room;
 use crate::matrix::stage::{Cue, Played};
 
 /// One thing that a process can do to a file. Names are `OsString`s: not every file's name is UTF-8.
@@ -102,6 +104,8 @@ pub(crate) enum Request {
     AwaitOpeners,
     /// A route of the matrix.
     Play(Cue),
+    /// A race in a room.
+    Race(Room),
 }
 
 /// A load: opener `i` opens `paths[i % n]`, then `paths[(i + 1) % n]`, and so on.
@@ -155,6 +159,8 @@ pub(crate) enum Reply {
     Stopped(Tally),
     /// What came of a cue.
     Played(Played),
+    /// What came of a race, or why it could not be run.
+    Raced(Result<Raced, String>),
 }
 
 /// What an act gave: its content (empty for most), or the error that the process saw.

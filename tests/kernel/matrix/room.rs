@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::races;
 use super::situation::Situation;
 use crate::atomic_writer;
 use crate::manifest;
@@ -156,6 +157,9 @@ pub(crate) fn fill(dir: &Path, route: &str, guard: Guard) -> io::Result<()> {
     fs::write(dir.join("public"), "public\n")?;
     if route.starts_with("lower-") {
         fs::hard_link(dir.join("file"), dir.join("twin"))?;
+    }
+    if route == races::COPY_UP {
+        races::fill(dir)?;
     }
     if guard == Guard::Key {
         atomic_writer::fill(&dir.join("keys"))?;
