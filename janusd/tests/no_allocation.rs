@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::hint::black_box;
 
 use janusd::policy::raw::{RawGuard, RawSelector, RawSubject};
-use janusd::policy::{Bindings, Event, GuardSpec, MountBinding, Policy, Question};
+use janusd::policy::{Bindings, Event, GuardSpec, MountBinding, Policy, Question, Subjects, Who};
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
@@ -42,8 +42,10 @@ fn judging_allocates_nothing() {
             .map(|path| format!("/srv/{index}/deny/{path}"))
             .chain(["/srv/**/{a,b}*.key".to_owned(), "/s/token".to_owned(), format!("/{}*", "?".repeat(200))])
             .collect(),
-        events: vec!["all".to_owned()],
+        // One that denies execution only has opens judged as executions too.
+        events: vec![if index == 5 { "execute" } else { "all" }.to_owned()],
         mount: Some(index == 7),
+        auto_allow_owner: Some(index.is_multiple_of(2)),
         ..RawSubject::default()
     };
     let raw = RawGuard {
@@ -70,12 +72,16 @@ fn judging_allocates_nothing() {
         &long,
     ];
     let before = ALLOCATIONS.with(Cell::get);
-    for event in Event::ALL {
-        for directory in [false, true] {
-            black_box(policy.decide(&Question { event, directory, names: &names, mount: Some(9), who: None }));
-            for name in names {
-                let names = [name];
-                black_box(policy.decide(&Question { event, directory, names: &names, mount: None, who: None }));
+    let weighed = (0..8).fold(Subjects::NONE, Subjects::with);
+    let lifting = Who { weighed, lifted: weighed, interpreter: Some(true), ..Who::default() };
+    for who in [None, Some(lifting), Some(Who { lifted: Subjects::NONE, ..lifting })] {
+        for event in Event::ALL {
+            for directory in [false, true] {
+                black_box(policy.decide(&Question { event, directory, names: &names, mount: Some(9), who }));
+                for name in names {
+                    let names = [name];
+                    black_box(policy.decide(&Question { event, directory, names: &names, mount: None, who }));
+                }
             }
         }
     }

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use janusd::policy::raw::{RawGuard, RawSelector, RawSubject};
-use janusd::policy::{Bindings, Decision, Event, GuardSpec, PathPattern, Policy, Question, Reason, Response};
+use janusd::policy::{
+    Bindings, Decision, Event, GuardSpec, PathPattern, Policy, Question, Reason, Response, Subjects, Who,
+};
 use proptest::prelude::*;
 
 const VERSION: &str = "..2026_11_23_07_33_24.2418249251";
@@ -388,6 +390,58 @@ proptest! {
         prop_assert!(PathPattern::parse("/**").unwrap().matches(&name));
         prop_assert!(PathPattern::parse("/d/?*").unwrap().matches(&name));
         prop_assert!(!PathPattern::parse("/*").unwrap().matches(&name));
+    }
+}
+
+/// Every set of a few subjects.
+fn some_subjects() -> impl Strategy<Value = Subjects> {
+    prop::collection::vec(0..4u16, 0..4).prop_map(|those| those.into_iter().fold(Subjects::NONE, Subjects::with))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Guards with exceptions for everybody in some subjects and none in others: a deny falls exactly if every subject
+    /// that denies has an exception that holds, and who asks is asked for only if that could be.
+    #[test]
+    fn exceptions_lift_their_own_subjects_denies(
+        subjects in subjects(),
+        excepting in some_subjects(),
+        lifted in some_subjects(),
+        execute: bool,
+        interpreter: bool,
+        name in name(),
+    ) {
+        let raw = |(index, subject): (u16, &Subject)| RawSubject {
+            auto_allow_owner: Some(excepting.contains(index)),
+            events: vec![if execute { "execute" } else { "open" }.to_owned()],
+            ..subject.raw()
+        };
+        let spec = GuardSpec::new(RawGuard {
+            namespace: "default".to_owned(),
+            name: "guard".to_owned(),
+            selector: Some(RawSelector::default()),
+            subjects: (0..).zip(&subjects).map(raw).collect(),
+            ..RawGuard::default()
+        });
+        let policy = Policy::new(&spec.unwrap(), &Bindings::default());
+        let names = [name.as_bytes()];
+        let ask = |who| policy.decide(&Question { event: Event::Open, directory: false, names: &names, mount: None, who });
+        let denying: Vec<u16> =
+            (0..).zip(&subjects).filter(|(_, it)| it.judge(&name, false) == Some(true)).map(|(at, _)| at).collect();
+        let weighed = (0..4).fold(Subjects::NONE, Subjects::with);
+        let known = ask(Some(Who { weighed, lifted, interpreter: Some(interpreter), ..Who::default() }));
+        prop_assert!(known.depends.is_nothing());
+        let counts = !execute || interpreter;
+        let denies = counts && denying.iter().any(|at| !(excepting.contains(*at) && lifted.contains(*at)));
+        prop_assert_eq!(known.response == Response::Deny, denies);
+        let blind = ask(None);
+        let liftable = denying.iter().all(|at| excepting.contains(*at));
+        prop_assert_eq!(blind.depends.is_nothing(), denying.is_empty() || !execute && !liftable);
+        prop_assert_eq!(blind.depends.interpreter, execute && !denying.is_empty());
+        if blind.depends.is_nothing() {
+            prop_assert_eq!(blind.response, known.response);
+        }
     }
 }
 

@@ -14,9 +14,16 @@ use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use janusd::commands::engine::Engine;
+use janusd::events::EventFormat;
+use janusd::guard::Guard;
+use janusd::guard::lookup::Lookups;
+use janusd::metrics::Metrics;
 use janusd::process::interpreter::interpreter;
+use janusd::root::Root;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -50,6 +57,7 @@ crate::kernel_tests![
     an_exception_is_its_own_subjects,
     the_lines_tell_who,
     many_at_once,
+    a_lookup_that_never_comes.without_control(),
     by_the_loader,
     by_the_interpreter,
     an_excepted_interpreter,
@@ -271,7 +279,11 @@ impl House {
     }
 
     fn start_with(case: &Case, words: &[&str]) -> House {
-        let scratch = case.scratch("house");
+        House::start_in(case, "house", words)
+    }
+
+    fn start_in(case: &Case, name: &str, words: &[&str]) -> House {
+        let scratch = case.scratch(name);
         fs::create_dir(&scratch).unwrap();
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args([WORD, "container"])
@@ -580,6 +592,36 @@ fn many_at_once(case: &Case) {
         janusd.counts(&[("response", "allow")], 8 * 1000 + 8);
         janusd.counts(&[("response", "deny")], 20);
         assert_eq!(janusd.metrics().sum("janus_guard_fallbacks_total", &[]), 0);
+    }
+}
+
+/// Nobody waits longer than the deadline: then the guard's failure policy answers, and that is counted.
+fn a_lookup_that_never_comes(case: &Case) {
+    for (policy, allowed) in [("Allow", true), ("Deny", false)] {
+        let house = House::start_in(case, policy, &[]);
+        let mut engine = Engine::start(EventFormat::Guard).unwrap_or_else(|failed| panic!("{:?}", failed.lines));
+        let (lookups, _nobody) = Lookups::unattended();
+        engine.shared.lookups = lookups;
+        let subject = "{deny: [/secret], events: [open], log: None, except: [{origins: [Node]}]}";
+        let text = guard_with("g", &[&format!("failurePolicy: {policy}")], &[subject]);
+        let spec = janusd::manifest::parse("test", text.as_bytes()).unwrap().remove(0);
+        let metrics = Metrics::default();
+        let root = Root::of_process(house.pid.try_into().unwrap()).unwrap();
+        let guard = Guard::start(Arc::new(spec.clone()), root, metrics.guard(spec.name()), &engine.shared).unwrap();
+        let asked = Instant::now();
+        let [outsider] = house.host("open:/proc/PID/root/secret");
+        assert_eq!(outsider, if allowed { Ok(Vec::new()) } else { Err(Errno::PERM) });
+        assert!(asked.elapsed() >= janusd::guard::lookup::DEADLINE, "{:?}", asked.elapsed());
+        // Others are answered meanwhile, and at once.
+        let [outsider] = house.host("open:/proc/PID/root/public");
+        case.allowed(outsider);
+        let fallbacks = || {
+            let text = metrics.open_metrics().unwrap();
+            text.lines().any(|line| line.contains("reason=\"lookup-timeout\"") && line.ends_with(" 1"))
+        };
+        assert!(wait_until(Duration::from_secs(5), fallbacks), "not counted");
+        assert!(guard.stop(Duration::from_secs(5)));
+        engine.finish(true, Duration::from_secs(1));
     }
 }
 

@@ -66,6 +66,13 @@ pub struct Lookups {
     processes: Sender<ProcessRequest>,
 }
 
+/// Lookups that are never made.
+#[derive(Debug)]
+pub struct Unattended {
+    _mounts: Receiver<MountRequest>,
+    _processes: Receiver<ProcessRequest>,
+}
+
 /// The threads, to be joined.
 #[derive(Debug)]
 pub struct LookupThread([std::thread::JoinHandle<()>; 2]);
@@ -84,6 +91,13 @@ impl Lookups {
             thread("janus-who").spawn(move || serve_processes(&process_requests))?,
         ];
         Ok((Lookups { mounts, processes }, LookupThread(threads)))
+    }
+
+    /// For tests: nobody answers, for as long as what comes with it is kept.
+    pub fn unattended() -> (Lookups, Unattended) {
+        let (mounts, mount_requests) = bounded(QUEUE);
+        let (processes, process_requests) = bounded(QUEUE);
+        (Lookups { mounts, processes }, Unattended { _mounts: mount_requests, _processes: process_requests })
     }
 
     /// Asks for a mount. The answer comes as [`Command::Mount`].
