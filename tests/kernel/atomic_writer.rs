@@ -10,9 +10,11 @@ use std::path::Path;
 /// The files of such a volume: tests deny the first and leave the second alone.
 const KEYS: [&str; 2] = ["token", "ca.crt"];
 
-/// The payload directory of a version.
+/// The payload directory of a version: the kubelet's form, a second later for each.
 fn payload(version: u32) -> String {
-    format!("..2026_11_23_07_33_{:02}.{}", 24 + version, 2_418_249_251_u64 + u64::from(version))
+    let second = 7 * 3600 + 33 * 60 + 24 + version;
+    let (hour, minute, second) = (second / 3600 % 24, second / 60 % 60, second % 60);
+    format!("..2026_11_23_{hour:02}_{minute:02}_{second:02}.{}", 2_418_249_251_u64 + u64::from(version))
 }
 
 /// Lays the volume out in an empty directory.

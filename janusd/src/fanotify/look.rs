@@ -135,19 +135,15 @@ impl Names {
         Ok(Names { proc_fd, buffer: vec![MaybeUninit::uninit(); LONGEST].into_boxed_slice() })
     }
 
-    /// The path of an open file, seen from the root of the mount tree it was opened in; `links` 0 tells that a trailing
-    /// ` (deleted)` is the kernel's remark and no part of the name.
+    /// The path of an open file, seen from the root of the mount tree it was opened in. Where that name is gone, the kernel
+    /// adds ` (deleted)`; a file may be called so.
     ///
     /// # Errors
     /// ENAMETOOLONG beyond a page.
-    pub fn of(&mut self, file: impl AsFd, links: u32) -> rustix::io::Result<&[u8]> {
+    pub fn of(&mut self, file: impl AsFd) -> rustix::io::Result<&[u8]> {
         let number = rustix::path::DecInt::from_fd(file);
         let number: &CStr = number.as_c_str();
         let (path, _) = rustix::fs::readlinkat_raw(&self.proc_fd, number, &mut self.buffer[..])?;
-        let path: &[u8] = path;
-        Ok(match path.strip_suffix(b" (deleted)") {
-            Some(name) if links == 0 => name,
-            _ => path,
-        })
+        Ok(path)
     }
 }

@@ -15,11 +15,11 @@ use super::groups::{Groups, Queue};
 use super::judge::Judge;
 use super::known::{Fingerprint, KnownFiles, Lesson};
 use super::view::Tree;
-use super::worker::Desk;
+use super::worker::{Desk, Orders};
 use crate::fanotify::answer::{Answer, Outcome, answer_all};
 use crate::fanotify::group::{ReadBuffer, ReadReport};
 use crate::fanotify::look::{Inode, Stat};
-use crate::fanotify::{self, PermissionEvent, ReadError};
+use crate::fanotify::{self, MarkTarget, PermissionEvent, ReadError};
 use crate::policy::{Decision, Events, Failure};
 
 /// How long a file must have been unchanged before the kernel may answer for it.
@@ -157,11 +157,16 @@ impl Inbox {
     }
 
     /// Learns a file that has just been denied by name. If the kernel answers for it under another name, it stops.
-    pub(super) fn learn_open(&mut self, at: usize, stat: Option<Stat>, name: &[u8], events: Events) {
+    pub(super) fn learn_open(&mut self, at: usize, stat: Option<Stat>, name: &[u8], orders: &Orders) {
         let (Some(stat), Some(event)) = (stat, self.fresh.get(at)) else { return };
         let fingerprint = self.desk.fingerprint(event.file.as_fd());
         // ENOENT, as nearly always: it was never ignored.
-        let _not_ignored = self.groups.wide.heed_file(events, event.file.as_fd());
+        let _not_ignored = self.groups.wide.heed_file(orders.events, event.file.as_fd());
+        if orders.near_only {
+            // So that it is asked about by another name too, at once; the keeper, told by its watch, comes later. A
+            // refusal leaves it to the keeper, which says so.
+            let _left_to_the_keeper = self.groups.near.mark(MarkTarget::Inode, orders.events, event.file.as_fd());
+        }
         self.learn(stat.inode, fingerprint, name);
     }
 

@@ -119,6 +119,18 @@ impl Ruling {
         }
     }
 
+    /// The names of a file whose path may say that it is deleted. With no name left it is; with others, either the name
+    /// is gone or the file is called so, and both readings count: the links were counted a moment before.
+    fn names(&self, tree: &Tree, path: &[u8], links: u32, names: &mut Names) -> bool {
+        match path.strip_suffix(b" (deleted)") {
+            None => self.view.names(tree, path, names),
+            Some(gone) => {
+                let placed = self.view.names(tree, gone, names);
+                (links == 0 || self.view.names(tree, path, names)) && placed
+            }
+        }
+    }
+
     fn events(&self) -> impl Iterator<Item = Event> {
         Event::ALL.into_iter().filter(|event| self.events.contains(*event))
     }
@@ -132,7 +144,7 @@ impl Judge for Ruling {
             Mount::Unasked | Mount::Failed(_) => self.view.trees.get(&seen.stat.mount),
         };
         let placed = match (seen.path, tree) {
-            (Some(path), Some(tree)) => self.view.names(tree, path, names),
+            (Some(path), Some(tree)) => self.names(tree, path, seen.stat.links, names),
             _ => false,
         };
         for name in known.names(seen.stat.inode, seen.fingerprint) {

@@ -118,7 +118,7 @@ impl Keeper {
                 match self.errands.take() {
                     Ok(Some(Errand::Update(spec, answer))) => {
                         let before = std::mem::replace(&mut self.spec, spec);
-                        let result = self.arm();
+                        let result = self.arm(true);
                         stale = result.is_err();
                         if stale {
                             self.spec = before;
@@ -187,7 +187,7 @@ impl Keeper {
     }
 
     /// Surveys, brings the findings to the worker, takes away what is no longer wanted.
-    fn arm(&mut self) -> Result<(), SurveyError> {
+    fn arm(&mut self, rules_changed: bool) -> Result<(), SurveyError> {
         let spec = self.spec.clone();
         // What no rule denied may be denied from now on: the kernel asks about everything again, until the new rules are
         // in force.
@@ -201,10 +201,18 @@ impl Keeper {
             judge = wrap(judge);
         }
         let exceptions = Arc::new(Exceptions::new(&spec));
-        let orders = Arc::new(Orders { judge, text, wanted, events: spec.kernel_events(), exceptions });
+        let orders = Arc::new(Orders {
+            judge,
+            text,
+            wanted,
+            events: spec.kernel_events(),
+            by_handle: found.overlay,
+            near_only: found.near_only,
+            exceptions,
+        });
         self.obey(|acknowledge| Command::Orders(orders, acknowledge))?;
         self.ruling = Some(found.ruling);
-        let watches_lacking = self.surveyor().sweep()?;
+        let watches_lacking = self.surveyor().sweep(rules_changed)?;
         self.obey(|acknowledge| Command::Ignoring(true, acknowledge))?;
         let mut problems = found.problems;
         let mut note = |reason, detail: &str| {
@@ -270,7 +278,7 @@ impl Keeper {
 
     /// Whether another survey is needed: this one failed.
     fn survey_again(&mut self) -> bool {
-        match self.arm() {
+        match self.arm(false) {
             Ok(()) | Err(SurveyError::Stopped) => false,
             Err(error) => {
                 self.root_is_unreachable(format!("{error}; what was in force stays"));

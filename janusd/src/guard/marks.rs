@@ -61,6 +61,8 @@ pub(super) struct Want<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     laid: HashMap<Object, Laid>,
+    /// How many of them are on files.
+    files: usize,
 }
 
 impl Ledger {
@@ -74,12 +76,10 @@ impl Ledger {
     /// Wants a mark, and lays it.
     pub(super) fn want(&mut self, groups: &Groups, want: &Want<'_>) -> std::io::Result<()> {
         let Want { target, events, object, stat, path, shared } = *want;
-        let laid = self.laid.entry(Object::of(target, stat)).or_insert_with(|| Laid {
-            target,
-            events: Events::NONE,
-            wanted: Events::NONE,
-            shared,
-            path: path.into(),
+        let files = &mut self.files;
+        let laid = self.laid.entry(Object::of(target, stat)).or_insert_with(|| {
+            *files += usize::from(target == MarkTarget::Inode);
+            Laid { target, events: Events::NONE, wanted: Events::NONE, shared, path: path.into() }
         });
         if *laid.path != *path {
             laid.path = path.into();
@@ -94,6 +94,7 @@ impl Ledger {
             }
             Err(error) => {
                 if laid.events.is_empty() {
+                    self.files -= usize::from(target == MarkTarget::Inode);
                     self.laid.remove(&Object::of(target, stat));
                 }
                 Err(error)
@@ -103,11 +104,11 @@ impl Ledger {
 
     /// Takes away what the survey did not want. A mark whose object is not where it was goes with its object, or stays
     /// and is answered by rules that no longer name it: harmless, and forgotten here.
-    pub(super) fn sweep(&mut self, groups: &Groups, root: BorrowedFd<'_>, features: &Features) {
+    pub(super) fn sweep(&mut self, groups: &Groups, root: BorrowedFd<'_>, features: &Features, rules_changed: bool) {
         self.laid.retain(|object, laid| {
             let surplus: Events =
                 Event::ALL.into_iter().filter(|e| laid.events.contains(*e) && !laid.wanted.contains(*e)).collect();
-            if surplus.is_empty() {
+            if surplus.is_empty() || (!rules_changed && laid.target == MarkTarget::Mount) {
                 return true;
             }
             let found = open_in(root, &laid.path).ok().filter(|file| {
@@ -119,6 +120,12 @@ impl Ledger {
             laid.events = laid.wanted;
             !laid.wanted.is_empty()
         });
+        self.files = self.laid.values().filter(|laid| laid.target == MarkTarget::Inode).count();
+    }
+
+    /// How many files bear a mark of their own.
+    pub(super) fn files(&self) -> usize {
+        self.files
     }
 
     /// How many of each kind.

@@ -168,6 +168,8 @@ impl Guard {
             text: Arc::new(GuardText::new(&spec, metrics.log_dropped())),
             wanted: Wanted::default(),
             events: spec.kernel_events(),
+            by_handle: false,
+            near_only: false,
             exceptions: Arc::new(Exceptions::new(&spec)),
         });
         let inbox = Inbox::new(clone()?, desk, orders.judge.clone());

@@ -25,6 +25,14 @@ pub(super) struct Surveyable {
     pub(super) reach: Reach,
 }
 
+impl Surveyable {
+    /// Whether both show some file of the same file system. True of a mount and itself.
+    pub(super) fn overlaps(&self, other: &Surveyable) -> bool {
+        self.mount.device() == other.mount.device()
+            && (below(&self.shown, &other.shown).is_some() || below(&other.shown, &self.shown).is_some())
+    }
+}
+
 pub(super) struct Mounts(Vec<Surveyable>);
 
 impl Mounts {
@@ -33,7 +41,7 @@ impl Mounts {
         let nodes = parse("/proc/1/mountinfo");
         let listed = root.mountinfo()?;
         // What strings of the root's mount tree begin with: "/" after pivot_root, more in a chroot or a plain directory.
-        let prefix = look::Names::new()?.of(root_fd, 1)?.to_vec();
+        let prefix = look::Names::new()?.of(root_fd)?.to_vec();
         let root_id = look::mountinfo_id(root_fd)?;
         let of_process = matches!(root, Root::Process { .. });
         let own_namespace = of_process && !shares_node_namespace(root);

@@ -34,6 +34,9 @@ use crate::root::{Root, RootError};
 /// Directories that one rule's walk marks, and entries that one glob's expansion looks at, at most.
 const MOST_ENTRIES: usize = 1_000_000;
 
+/// Files that bear marks of their own, at most: about 1.3 kB of kernel memory each.
+const MOST_FILE_MARKS: usize = 50_000;
+
 /// A survey could not be made at all.
 #[derive(Debug, thiserror::Error)]
 pub enum SurveyError {
@@ -86,6 +89,10 @@ pub(super) struct Surveyor<'a> {
 pub(super) struct Surveyed {
     pub(super) ruling: Arc<Ruling>,
     pub(super) problems: BTreeSet<Problem>,
+    /// Whether the root shows an overlay.
+    pub(super) overlay: bool,
+    /// Whether no wide marks are laid.
+    pub(super) near_only: bool,
 }
 
 /// Takes what a walk has learned, some at a time.
@@ -120,7 +127,9 @@ impl Surveyor<'_> {
         for walk in std::mem::take(&mut pass.walks) {
             pass.walk(&walk, &ruling, lessons)?;
         }
-        Ok(Surveyed { ruling, problems: pass.problems })
+        let overlay = mounts.iter().any(|mount| mount.mount.fstype == "overlay");
+        let near_only = !mounts.iter().any(|mount| matches!(mount.reach, Reach::Filesystem | Reach::Mount { .. }));
+        Ok(Surveyed { ruling, problems: pass.problems, overlay, near_only })
     }
 
     /// Marks and learns what has just appeared in a guarded directory, without surveying the rest: the rules need not
@@ -146,6 +155,10 @@ impl Surveyor<'_> {
                 // Depth limits are left to the next full survey: a mark too many costs an answer, one too few a file.
                 pass.walk(&Walk { from: path.clone(), left: u32::MAX, pattern: None, near }, ruling, lessons)?;
             } else if ruling.denies(path, false) {
+                let near = pass.near(held.reach, List::Deny);
+                if near.files {
+                    pass.mark_open(None, MarkTarget::Inode, path, &file, &stat, near.shared);
+                }
                 learned.push(pass.lesson(&file, &stat, path));
                 files.push(file);
             }
@@ -161,9 +174,12 @@ impl Surveyor<'_> {
 
     /// Takes away the marks and watches that the last survey did not want. Call it once the new rules are in force. True
     /// when directories could not be watched.
-    pub(super) fn sweep(&mut self) -> Result<bool, SurveyError> {
+    ///
+    /// `rules_changed`: without it marks on mounts stay. Such a mount has been moved away from where a rule looked for it;
+    /// the files on it are the same.
+    pub(super) fn sweep(&mut self, rules_changed: bool) -> Result<bool, SurveyError> {
         let root = self.root.open()?;
-        self.ledger.sweep(self.groups, root.as_fd(), self.features);
+        self.ledger.sweep(self.groups, root.as_fd(), self.features, rules_changed);
         Ok(self.watcher.sweep())
     }
 }
@@ -372,7 +388,12 @@ impl<'a, 's> Pass<'a, 's> {
                     self.problem(reason_of(refusal), rule, &mount.at, detail);
                 }
                 Reach::Filesystem => self.mark(rule, MarkTarget::Filesystem, &mount.at, false),
-                Reach::Mount { .. } => self.mark(rule, MarkTarget::Mount, &mount.at, false),
+                Reach::Mount { .. } => {
+                    // And whatever other mount of the root shows the same part of the same file system.
+                    for alias in mounts.iter().filter(|other| other.overlaps(mount)) {
+                        self.mark(rule, MarkTarget::Mount, &alias.at, false);
+                    }
+                }
                 Reach::Inodes => {}
             }
             let near = self.near(mount.reach, rule.list);
@@ -473,6 +494,9 @@ impl<'a, 's> Pass<'a, 's> {
                     return Ok(());
                 }
                 if near.learn && (is_directory || kind == FileType::RegularFile) && ruling.denies(&path, is_directory) {
+                    if near.files && !is_directory {
+                        self.mark_file(&path, near.shared);
+                    }
                     learned.extend(self.lesson_at(&file, &name, &path));
                     if learned.len() >= LESSON {
                         lessons(std::mem::take(&mut learned));
@@ -486,6 +510,23 @@ impl<'a, 's> Pass<'a, 's> {
         }
         lessons(learned);
         Ok(())
+    }
+
+    /// A mark on a file itself, so that it is known by a name in a directory that bears none. Each keeps its inode in
+    /// kernel memory, hence the bound.
+    fn mark_file(&mut self, path: &[u8], shared: bool) {
+        if self.surveyor.ledger.files() >= MOST_FILE_MARKS {
+            self.problems.insert(Problem {
+                reason: ProblemReason::TooManyEntries,
+                rule: None,
+                path: Vec::new(),
+                detail: format!(
+                    "beyond {MOST_FILE_MARKS} files, one that is moved or linked elsewhere is not followed"
+                ),
+            });
+        } else if let Ok((file, stat)) = self.open(path) {
+            self.mark_open(None, MarkTarget::Inode, path, &file, &stat, shared);
+        }
     }
 
     fn lesson(&self, file: &OwnedFd, stat: &Stat, name: &[u8]) -> Learned {

@@ -75,6 +75,10 @@ pub(super) struct Orders {
     pub wanted: Wanted,
     /// The events that marks ask about.
     pub events: Events,
+    /// Inode numbers may change under us: the root shows an overlay.
+    pub by_handle: bool,
+    /// Nothing in the root bears wide marks: a file is asked about only if it, or its directory, bears one of its own.
+    pub near_only: bool,
     /// Whom denies do not reach.
     pub exceptions: Arc<Exceptions>,
 }
@@ -351,9 +355,9 @@ impl Worker {
 
     fn judge_seen(&mut self, at: usize, stat: &Stat, brought: Brought<'_>, note: &mut Note) -> Option<Decision> {
         let Self { inbox, kernel, orders, .. } = self;
-        let (inbox, judge) = (&*inbox, &*orders.judge);
+        let (inbox, orders) = (&*inbox, &**orders);
         let event = &inbox.fresh[at];
-        let verdict = kernel.judge(inbox, event, stat, judge, brought);
+        let verdict = kernel.judge(inbox, event, stat, orders, brought);
         if verdict != Verdict::AskMount {
             return conclude(inbox, orders, event, brought, note, verdict);
         }
@@ -363,7 +367,7 @@ impl Worker {
         };
         let refused = Err(failure);
         let brought = Brought { tree: Some(&refused), ..brought };
-        let verdict = kernel.judge(inbox, event, stat, judge, brought);
+        let verdict = kernel.judge(inbox, event, stat, orders, brought);
         conclude(inbox, orders, event, brought, note, verdict)
     }
 
@@ -372,7 +376,7 @@ impl Worker {
         let event = &self.inbox.fresh[at];
         if let Some(name) = self.kernel.names.iter().next() {
             self.batch.shown.extend_from_slice(name);
-        } else if let Ok(path) = self.kernel.paths.of(&event.file, 1) {
+        } else if let Ok(path) = self.kernel.paths.of(&event.file) {
             self.batch.shown.extend_from_slice(path);
         }
         let opener = (self.orders.wanted != Wanted::default()).then(|| {
@@ -418,7 +422,7 @@ impl Worker {
             (shown_from, denied_from) = (note.shown_to, note.denied_to);
             let (Some(decision), Some(outcome)) = (decision, outcome) else { continue };
             if !denied.is_empty() {
-                self.inbox.learn_open(answered, note.stat, denied, self.orders.events);
+                self.inbox.learn_open(answered, note.stat, denied, &self.orders);
             }
             if note.ignore {
                 self.inbox.ignore(answered, self.orders.events);
@@ -601,12 +605,15 @@ impl Kernel {
         inbox: &Inbox,
         event: &PermissionEvent,
         stat: &Stat,
-        judge: &dyn Judge,
+        orders: &Orders,
         brought: Brought<'_>,
     ) -> Verdict {
-        let suspect = inbox.known.suspects(stat.inode);
+        let Orders { judge, by_handle, .. } = orders;
+        let by_handle = *by_handle;
+        // On an overlay a number may change with a copy-up, so there the handle is asked for whenever anything is known.
+        let suspect = inbox.known.suspects(stat.inode) || (by_handle && !inbox.known.is_empty());
         self.fingerprint = if suspect { inbox.desk.fingerprint(event.file.as_fd()) } else { None };
-        let path = self.paths.of(&event.file, stat.links).ok();
+        let path = self.paths.of(&event.file).ok();
         let seen = Seen {
             event: event.event,
             stat: *stat,

@@ -327,7 +327,7 @@ impl Executable<'_> {
         if !pattern.is_glob() {
             return gate.leads_to(pattern.base(), identity);
         }
-        let name = |file: BorrowedFd<'_>| Some(Names::new().ok()?.of(file, 1).ok()?.to_vec());
+        let name = |file: BorrowedFd<'_>| Some(Names::new().ok()?.of(file).ok()?.to_vec());
         let (Some(path), Some(prefix)) = (name(file.as_fd()), name(root.as_fd())) else { return false };
         let inside = match path.strip_prefix(prefix.as_slice()) {
             _ if prefix == b"/" => path.as_slice(),

@@ -34,6 +34,8 @@ const A_COPY: &str = "a copy is another file: deny `open` as well, so that none 
 const A_SNAPSHOT: &str = "a snapshot is a copy, made by the node without opening a file";
 const ONLY_MAPPED: &str = "`execute` is asked about at execve, and a mapping executes nothing: deny `open`";
 const NOT_OVERLAY: &str = "not an overlay";
+const SEPARATED: &str =
+    "a copy-up made it another file: overlayfs without an index separates the names of a lower file";
 const NO_RIGHTS: &str = "the kernel refuses it in a user namespace";
 
 const LAYERS_ONLY: Except = (
@@ -43,6 +45,8 @@ const LAYERS_ONLY: Except = (
 const SOON_IN_DIRECTORIES: Except = (DIRECTORIES, Soon(NEW_DIRECTORIES));
 const SOON_IF_SHARED: Except = (SHARED, Soon(NEW_MOUNTS));
 const OPEN_IF_SHARED: Except = (SHARED, Open(OWN_MOUNTS));
+
+const OPEN_ONCE_SEPARATED: Except = (&[Overlay, UserNamespace], Open(SEPARATED));
 
 const OPENED: &[Guard] = &[File, Tree];
 const EXECUTED: &[Guard] = &[Execute, ExecuteTree];
@@ -144,7 +148,7 @@ const LOWER: &[Route] = &[
         &[File],
         links::other_name_after_copy_up_before,
     )
-    .except(&[LAYERS_ONLY]),
+    .except(&[LAYERS_ONLY, OPEN_ONCE_SEPARATED]),
     Route::new(
         "lower-twin-own-up",
         "another, the rule's copied up while guarded",
@@ -158,9 +162,9 @@ const LOWER: &[Route] = &[
         &[File],
         links::other_name_copied_up_before,
     )
-    .except(&[LAYERS_ONLY]),
+    .except(&[LAYERS_ONLY, OPEN_ONCE_SEPARATED]),
     Route::new("lower-twin-up", "another, copied up while guarded", &[File], links::other_name_copied_up)
-        .except(&[LAYERS_ONLY]),
+        .except(&[LAYERS_ONLY, OPEN_ONCE_SEPARATED]),
     Route::new(
         "lower-own-twin-up",
         "the rule's, another copied up while guarded",
