@@ -21,6 +21,7 @@ mod daemon;
 mod directory;
 mod faults;
 mod hammer;
+mod ignored;
 mod input;
 mod life;
 mod lines;
@@ -72,6 +73,7 @@ fn main() -> ExitCode {
         patterns::TESTS,
         lines::TESTS,
         update::TESTS,
+        ignored::TESTS,
         life::TESTS,
         faults::TESTS,
         load::TESTS,

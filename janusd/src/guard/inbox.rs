@@ -156,7 +156,7 @@ impl Inbox {
         lesson
     }
 
-    /// Learns a file that has just been denied by name. If the kernel answers for it under another name, it stops.
+    /// Learns a file that is denied by name for the first time. If the kernel answers for it under another name, it stops.
     pub(super) fn learn_open(&mut self, at: usize, stat: Option<Stat>, name: &[u8], orders: &Orders) {
         let (Some(stat), Some(event)) = (stat, self.fresh.get(at)) else { return };
         let fingerprint = self.desk.fingerprint(event.file.as_fd());

@@ -297,6 +297,7 @@ impl Worker {
         if self.inbox.fresh.is_empty() {
             return;
         }
+        self.learn();
         let Batch { decisions, answers, outcomes, .. } = &mut self.batch;
         self.inbox.answer(decisions, answers, outcomes);
         self.hold_back();
@@ -371,6 +372,19 @@ impl Worker {
         conclude(inbox, orders, event, brought, note, verdict)
     }
 
+    /// Learns the files that are denied for the first time. Before the answer: the opener's next step may be to open the
+    /// file by another name.
+    fn learn(&mut self) {
+        let mut from = 0;
+        for (at, note) in self.batch.notes.iter().enumerate() {
+            let denied = &self.batch.denied[from..note.denied_to];
+            from = note.denied_to;
+            if !denied.is_empty() {
+                self.inbox.learn_open(at, note.stat, denied, &self.orders);
+            }
+        }
+    }
+
     /// Remembers what an event's line will show.
     fn note(&mut self, at: usize, origin: Option<Origin>) {
         let event = &self.inbox.fresh[at];
@@ -413,17 +427,13 @@ impl Worker {
     fn account(&mut self) {
         let seconds = self.inbox.read_at.elapsed().as_secs_f64();
         let mut answered = 0;
-        let (mut shown_from, mut denied_from) = (0, 0);
+        let mut shown_from = 0;
         for ((decision, note), outcome) in
             self.batch.decisions.iter().zip(&mut self.batch.notes).zip(&self.batch.outcomes)
         {
             let shown = &self.batch.shown[shown_from..note.shown_to];
-            let denied = &self.batch.denied[denied_from..note.denied_to];
-            (shown_from, denied_from) = (note.shown_to, note.denied_to);
+            shown_from = note.shown_to;
             let (Some(decision), Some(outcome)) = (decision, outcome) else { continue };
-            if !denied.is_empty() {
-                self.inbox.learn_open(answered, note.stat, denied, &self.orders);
-            }
             if note.ignore {
                 self.inbox.ignore(answered, self.orders.events);
             }
