@@ -27,6 +27,7 @@ pub mod reach;
 pub mod supervisor;
 mod survey;
 pub mod view;
+mod walk;
 mod watch;
 mod worker;
 

@@ -8,34 +8,27 @@
 //! triggered: run again, it finds the same or the new state, whatever happened between. Keeps no descriptor.
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{Dir, FileType, Mode, OFlags};
+use rustix::fs::FileType;
 
 use super::groups::Groups;
 use super::judge::{Judge, Ruling};
-use super::known::{Fingerprints, Learned};
+use super::known::Fingerprints;
 use super::marks::{Ledger, Want};
 use super::mounts::{Mounts, Surveyable, shares_node_namespace};
 use super::problem::{Problem, ProblemReason};
 use super::reach::{Reach, Refusal};
 use super::view::{below, join};
+use super::walk::{Lessons, MOST_ENTRIES, Near, Walk};
 use super::watch::{For, Watcher};
 use crate::fanotify::look::{self, Stat};
 use crate::fanotify::{Features, MarkTarget};
 use crate::policy::{Bindings, Events, GuardSpec, List, MountBinding, PathPattern, Policy, RuleId, Subject};
 use crate::root::resolve::{ResolveError, Resolved, open_in, resolve};
 use crate::root::{Root, RootError};
-
-/// Directories that one rule's walk marks, and entries that one glob's expansion looks at, at most.
-const MOST_ENTRIES: usize = 1_000_000;
-
-/// Files that bear marks of their own, at most: about 1.3 kB of kernel memory each.
-const MOST_FILE_MARKS: usize = 50_000;
 
 /// A survey could not be made at all.
 #[derive(Debug, thiserror::Error)]
@@ -94,12 +87,6 @@ pub(super) struct Surveyed {
     /// Whether no wide marks are laid.
     pub(super) near_only: bool,
 }
-
-/// Takes what a walk has learned, some at a time.
-pub(super) type Lessons<'a> = dyn FnMut(Vec<Learned>) + 'a;
-
-/// So many at a time: the worker learns them between two batches of events.
-const LESSON: usize = 1024;
 
 impl Surveyor<'_> {
     /// Surveys everything. Marks that are no longer wanted stay until [`Surveyor::sweep`].
@@ -184,61 +171,21 @@ impl Surveyor<'_> {
     }
 }
 
-/// The entries of a directory, each with its type.
-type Entries = Vec<(Vec<u8>, FileType)>;
-
-/// What is done in the directories of a rule besides wide marks.
-#[derive(Debug, Clone, Copy)]
-struct Near {
-    /// Lay near marks.
-    lay: bool,
-    /// Wide marks reach them too.
-    shared: bool,
-    /// Literal files get marks of their own: they must hold against who comes by another mount.
-    files: bool,
-    /// Learn files by identity.
-    learn: bool,
-}
-
-/// A tree to be walked once the rules are known.
-#[derive(Debug)]
-struct Walk {
-    from: Vec<u8>,
-    /// Levels: 1 is `from` alone, whose mark covers its children.
-    left: u32,
-    /// Directories that this glob cannot match in or below are left out.
-    pattern: Option<PathPattern>,
-    near: Near,
-}
-
 /// One run through the rules.
-struct Pass<'a, 's> {
-    root: BorrowedFd<'a>,
-    mounts: &'a Mounts,
-    events: Events,
-    bindings: Bindings,
-    walks: Vec<Walk>,
-    problems: BTreeSet<Problem>,
-    surveyor: &'a mut Surveyor<'s>,
+pub(super) struct Pass<'a, 's> {
+    pub(super) root: BorrowedFd<'a>,
+    pub(super) mounts: &'a Mounts,
+    pub(super) events: Events,
+    pub(super) bindings: Bindings,
+    pub(super) walks: Vec<Walk>,
+    pub(super) problems: BTreeSet<Problem>,
+    pub(super) surveyor: &'a mut Surveyor<'s>,
 }
 
 impl<'a, 's> Pass<'a, 's> {
     fn new(surveyor: &'a mut Surveyor<'s>, root: BorrowedFd<'a>, mounts: &'a Mounts, events: Events) -> Self {
         let (bindings, walks, problems) = (Bindings::default(), Vec::new(), BTreeSet::new());
         Pass { root, mounts, events, bindings, walks, problems, surveyor }
-    }
-
-    fn near(&self, reach: Reach, list: List) -> Near {
-        let deny = list == List::Deny;
-        match reach {
-            // Without ignore marks wide sees everything, and near has nothing to add.
-            Reach::Filesystem => {
-                Near { lay: deny && self.surveyor.features.ignore_marks, shared: true, files: false, learn: deny }
-            }
-            Reach::Mount { inodes } => Near { lay: deny && inodes, shared: true, files: deny && inodes, learn: deny },
-            Reach::Inodes => Near { lay: true, shared: false, files: true, learn: deny },
-            Reach::Refused(_) => Near { lay: false, shared: false, files: false, learn: false },
-        }
     }
 
     fn problem(&mut self, reason: ProblemReason, rule: RuleId, path: &[u8], detail: impl Into<String>) {
@@ -455,102 +402,13 @@ impl<'a, 's> Pass<'a, 's> {
         }
     }
 
-    /// Marks the directories of a tree and learns what a rule denies in them. Stays on one mount. Each directory is
-    /// marked and watched before it is listed, so that nothing comes to be in between.
-    fn walk(&mut self, walk: &Walk, ruling: &Ruling, lessons: &mut Lessons<'_>) -> Result<(), SurveyError> {
-        let Walk { near, .. } = *walk;
-        let mut ahead = vec![(walk.from.clone(), walk.left)];
-        let mut learned = Vec::new();
-        let mut looked = 0;
-        let mut mount = None;
-        while let Some((directory, left)) = ahead.pop() {
-            let Ok((file, stat)) = self.open(&directory) else { continue };
-            if *mount.get_or_insert(stat.mount) != stat.mount {
-                continue;
-            }
-            if looked == 0 && near.learn && ruling.denies(&directory, stat.is_directory()) {
-                learned.push(self.lesson(&file, &stat, &directory));
-            }
-            looked += 1;
-            if !stat.is_directory() || left == 0 {
-                continue;
-            }
-            if near.lay && !self.mark_open(None, MarkTarget::Directory, &directory, &file, &stat, near.shared) {
-                continue;
-            }
-            self.surveyor.watcher.want(file.as_fd(), &directory, For::Guarded);
-            for (name, kind) in self.list(&directory)?.unwrap_or_default() {
-                let is_directory = kind == FileType::Directory;
-                let path = join(&directory, &[b"/", &name[..]].concat());
-                looked += 1;
-                if looked > MOST_ENTRIES {
-                    self.problems.insert(Problem {
-                        reason: ProblemReason::TooManyEntries,
-                        rule: None,
-                        path: walk.from.clone(),
-                        detail: format!("what lies beyond {MOST_ENTRIES} entries is guarded by name only"),
-                    });
-                    lessons(learned);
-                    return Ok(());
-                }
-                if near.learn && (is_directory || kind == FileType::RegularFile) && ruling.denies(&path, is_directory) {
-                    if near.files && !is_directory {
-                        self.mark_file(&path, near.shared);
-                    }
-                    learned.extend(self.lesson_at(&file, &name, &path));
-                    if learned.len() >= LESSON {
-                        lessons(std::mem::take(&mut learned));
-                    }
-                }
-                let enter = walk.pattern.as_ref().is_none_or(|glob| glob.may_match_below(&path));
-                if is_directory && left > 1 && enter {
-                    ahead.push((path, left.saturating_sub(1)));
-                }
-            }
-        }
-        lessons(learned);
-        Ok(())
-    }
-
-    /// A mark on a file itself, so that it is known by a name in a directory that bears none. Each keeps its inode in
-    /// kernel memory, hence the bound.
-    fn mark_file(&mut self, path: &[u8], shared: bool) {
-        if self.surveyor.ledger.files() >= MOST_FILE_MARKS {
-            self.problems.insert(Problem {
-                reason: ProblemReason::TooManyEntries,
-                rule: None,
-                path: Vec::new(),
-                detail: format!(
-                    "beyond {MOST_FILE_MARKS} files, one that is moved or linked elsewhere is not followed"
-                ),
-            });
-        } else if let Ok((file, stat)) = self.open(path) {
-            self.mark_open(None, MarkTarget::Inode, path, &file, &stat, shared);
-        }
-    }
-
-    fn lesson(&self, file: &OwnedFd, stat: &Stat, name: &[u8]) -> Learned {
-        let handle = look::handle(file.as_fd(), self.surveyor.features);
-        let fingerprint = handle.map(|handle| self.surveyor.fingerprints.of(&handle));
-        Learned { inode: stat.inode, fingerprint, name: name.into() }
-    }
-
-    /// The same for an entry of a directory, without opening it.
-    fn lesson_at(&self, directory: &OwnedFd, entry: &[u8], name: &[u8]) -> Option<Learned> {
-        // Gone since it was listed: whatever comes in its place is told by the watch.
-        let inode = look::inode_at(directory.as_fd(), entry).ok()?;
-        let handle = look::handle_at(directory.as_fd(), entry, self.surveyor.features);
-        let fingerprint = handle.map(|handle| self.surveyor.fingerprints.of(&handle));
-        Some(Learned { inode, fingerprint, name: name.into() })
-    }
-
-    fn open(&self, path: &[u8]) -> rustix::io::Result<(OwnedFd, Stat)> {
+    pub(super) fn open(&self, path: &[u8]) -> rustix::io::Result<(OwnedFd, Stat)> {
         let file = open_in(self.root, path)?;
         let stat = look::stat(file.as_fd(), self.surveyor.features)?;
         Ok((file, stat))
     }
 
-    fn mark(&mut self, rule: RuleId, target: MarkTarget, path: &[u8], shared: bool) {
+    pub(super) fn mark(&mut self, rule: RuleId, target: MarkTarget, path: &[u8], shared: bool) {
         match self.open(path) {
             Ok((file, stat)) => {
                 self.mark_open(Some(rule), target, path, &file, &stat, shared);
@@ -561,7 +419,7 @@ impl<'a, 's> Pass<'a, 's> {
         }
     }
 
-    fn mark_open(
+    pub(super) fn mark_open(
         &mut self,
         rule: Option<RuleId>,
         target: MarkTarget,
@@ -590,36 +448,6 @@ impl<'a, 's> Pass<'a, 's> {
         if let Ok(file) = open_in(self.root, directory) {
             self.surveyor.watcher.want(file.as_fd(), directory, what);
         }
-    }
-
-    /// The entries of a directory; `None` when it cannot be read, or is none. Opening and listing it may raise events for
-    /// our own worker, which allows us.
-    fn list(&self, directory: &[u8]) -> Result<Option<Entries>, SurveyError> {
-        if self.surveyor.stopping.now() {
-            return Err(SurveyError::Stopped);
-        }
-        let Ok(held) = open_in(self.root, directory) else { return Ok(None) };
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let Ok(opened) = rustix::fs::openat(&held, c".", flags, Mode::empty()) else { return Ok(None) };
-        let Ok(entries) = Dir::new(opened) else { return Ok(None) };
-        let mut listed = Vec::new();
-        for entry in entries.take(MOST_ENTRIES).map_while(Result::ok) {
-            let name = entry.file_name().to_bytes();
-            if name == b"." || name == b".." {
-                continue;
-            }
-            let kind = match entry.file_type() {
-                FileType::Unknown => {
-                    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                    let file = rustix::fs::openat(&held, OsStr::from_bytes(name), flags, Mode::empty());
-                    let stat = file.and_then(|file| look::stat(file.as_fd(), self.surveyor.features));
-                    stat.map_or(FileType::Unknown, |stat| stat.file_type)
-                }
-                kind => kind,
-            };
-            listed.push((name.to_vec(), kind));
-        }
-        Ok(Some(listed))
     }
 }
 

@@ -26,9 +26,9 @@ use super::interpreter::{self, Header};
 use super::origin::{self, Container, Home, Identity, Processes, Seen};
 use crate::fanotify::Features;
 use crate::fanotify::look::{self, FileHandle, Inode, Names};
-use crate::guard::reach;
 use crate::policy::{Depends, Exceptions, Failure, Origin, PathPattern, Process, Who};
 use crate::root::Root;
+use crate::root::fstype;
 use crate::root::mountinfo;
 use crate::root::resolve::{Gate, resolve};
 
@@ -398,7 +398,7 @@ impl<M: Fn() -> Vec<mountinfo::Mount>> Gate for Entered<'_, M> {
             return true;
         }
         let safe = look::mountinfo_id(file).is_ok_and(|id| {
-            (self.mounts)().iter().any(|mount| mount.id == id && reach::refused(&mount.fstype).is_none())
+            (self.mounts)().iter().any(|mount| mount.id == id && fstype::refused(&mount.fstype).is_none())
         });
         if safe {
             if entered.len() >= MOST_MOUNTS {

@@ -4,6 +4,7 @@
 //! ([`resolve`]). Must never: resolve anything on the node that the container named, or keep a descriptor into the root
 //! (one O_PATH descriptor is enough to keep a volume from being unmounted).
 
+pub mod fstype;
 pub mod mountinfo;
 pub mod resolve;
 
