@@ -16,6 +16,7 @@ use crate::protocol::{
 crate::kernel_tests![
     own_path,
     other_ways,
+    moved_back_and_forth,
     symlinks,
     absolute_symlink_stays_in_the_root,
     hard_links,
@@ -65,6 +66,18 @@ fn other_ways(case: &Case) {
     }
     let bound = place.at("/beside");
     case.denied(place.after_in_new_mount_namespace([bind(place.at("/denied"), &bound)], open(bound.join("sub/file"))));
+}
+
+/// A denied directory that is moved away and back, over and over: under either name its files are denied. Surveys see now
+/// the one name and now the other, and must not take marks from what a moment later is there again.
+fn moved_back_and_forth(case: &Case) {
+    let place = case.directory();
+    let _janusd = case.guard(&place, &manifest::guard(&["{deny: [/denied], events: [open], log: None}"]));
+    let (here, away) = (place.at("/denied"), place.at("/away"));
+    for _ in 0..1_000 {
+        case.denied(place.after([rename(&here, &away)], open(away.join("file"))));
+        case.denied(place.after([rename(&away, &here)], open(here.join("file"))));
+    }
 }
 
 /// Symlinks below the root lead where they lead inside it.

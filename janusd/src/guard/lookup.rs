@@ -5,18 +5,20 @@
 //! [`DEADLINE`]; its opener is blocked in the kernel, so it and its mount namespace are still there to be read.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::doorbell::Speaker;
-use super::view::{Tree, join};
+use super::view::Tree;
 use super::worker::Command;
-use crate::fanotify::Features;
+use crate::fanotify::{Features, look};
 use crate::policy::{Depends, Exceptions, Failure};
 use crate::process::look::{Anchor, Inquiry};
 use crate::root::mountinfo;
@@ -25,6 +27,8 @@ use crate::root::mountinfo;
 pub const DEADLINE: Duration = Duration::from_millis(250);
 /// Requests of each kind that may wait. Each is an event that waits, so this also bounds how far behind a thread can be.
 const QUEUE: usize = 1024;
+/// Looks at one process's mounts: it may change its root between two steps.
+const TRIES: usize = 8;
 /// Mount namespaces that are searched for one mount.
 const NAMESPACES: usize = 256;
 
@@ -172,20 +176,37 @@ fn find(mountinfo_id: u64, pid: i32) -> Option<Tree> {
         // A chroot shows a part of its namespace's mounts only, so the same namespace through another root is another
         // search.
         let Ok(root) = std::fs::read_link(task.join("root")) else { continue };
-        if !searched.insert((namespace, root.clone())) {
+        if !searched.insert((namespace, root)) {
             continue;
         }
-        let Ok(bytes) = std::fs::read(task.join("mountinfo")) else { continue };
-        if let Some(mount) = mountinfo::parse(&bytes).into_iter().find(|mount| mount.id == mountinfo_id) {
-            return Some(Tree {
-                device: mount.device(),
-                root: mount.root,
-                // mountinfo is relative to the process's root; an event's path to the root of its mount tree.
-                at: join(root.as_os_str().as_bytes(), if mount.mountpoint == b"/" { b"" } else { &mount.mountpoint }),
-            });
+        for _ in 0..TRIES {
+            let Ok(bytes) = std::fs::read(task.join("mountinfo")) else { break };
+            let Some(mount) = mountinfo::parse(&bytes).into_iter().find(|mount| mount.id == mountinfo_id) else {
+                break;
+            };
+            if let Some(at) = standing_at(&task, &mount) {
+                return Some(Tree { device: mount.device(), root: mount.root, at });
+            }
         }
     }
     None
+}
+
+/// Where a mount is, seen from the root of its mount tree. mountinfo tells it relative to the root that the process had
+/// when the file was opened, and a hostile process changes its root back and forth: so the mountpoint is gone to, and has
+/// to be that mount's root. Only through what the kernel has at hand (`RESOLVE_CACHED`): mountpoints always are, and a
+/// FUSE server on the way is asked nothing.
+fn standing_at(task: &Path, mount: &mountinfo::Mount) -> Option<Vec<u8>> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let root = rustix::fs::open(task.join("root"), flags, Mode::empty()).ok()?;
+    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::CACHED;
+    let relative = mount.mountpoint.strip_prefix(b"/").filter(|rest| !rest.is_empty()).unwrap_or(b".");
+    let file = rustix::fs::openat2(&root, OsStr::from_bytes(relative), flags, Mode::empty(), inside).ok()?;
+    let is_its_root = look::stat(file.as_fd(), &Features::default()).ok()?.mount_root;
+    if !is_its_root || look::mountinfo_id(file.as_fd()).ok()? != mount.id {
+        return None;
+    }
+    Some(look::Names::new().ok()?.of(&file).ok()?.to_vec())
 }
 
 fn processes() -> impl Iterator<Item = String> {

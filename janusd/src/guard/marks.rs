@@ -114,11 +114,18 @@ impl Ledger {
             let found = open_in(root, &laid.path).ok().filter(|file| {
                 look::stat(file.as_fd(), features).is_ok_and(|stat| Object::of(laid.target, &stat) == *object)
             });
-            let Some(file) = found else { return !laid.wanted.is_empty() };
-            // ENOENT: the kernel has dropped the mark already.
-            let _already_gone = groups.unmark(laid.target, surplus, laid.wanted, file.as_fd(), laid.shared);
-            laid.events = laid.wanted;
-            !laid.wanted.is_empty()
+            match found {
+                // Where it was when we looked for it a moment ago, it was not: somebody moves it back and forth. The files
+                // are the same, and so are the rules.
+                Some(_) if !rules_changed => true,
+                Some(file) => {
+                    // ENOENT: the kernel has dropped the mark already.
+                    let _already_gone = groups.unmark(laid.target, surplus, laid.wanted, file.as_fd(), laid.shared);
+                    laid.events = laid.wanted;
+                    !laid.wanted.is_empty()
+                }
+                None => !laid.wanted.is_empty(),
+            }
         });
         self.files = self.laid.values().filter(|laid| laid.target == MarkTarget::Inode).count();
     }

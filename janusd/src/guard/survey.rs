@@ -162,8 +162,8 @@ impl Surveyor<'_> {
     /// Takes away the marks and watches that the last survey did not want. Call it once the new rules are in force. True
     /// when directories could not be watched.
     ///
-    /// `rules_changed`: without it marks on mounts stay. Such a mount has been moved away from where a rule looked for it;
-    /// the files on it are the same.
+    /// `rules_changed`: without it no mark is taken away, for the files are the same. What a rule looked for may have been
+    /// moved, and be back the next moment.
     pub(super) fn sweep(&mut self, rules_changed: bool) -> Result<bool, SurveyError> {
         let root = self.root.open()?;
         self.ledger.sweep(self.groups, root.as_fd(), self.features, rules_changed);
