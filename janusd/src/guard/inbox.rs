@@ -106,8 +106,8 @@ impl Inbox {
         result
     }
 
-    /// Writes the answers to `fresh[i]`, for each `Some` of `decisions`, in one go, closes their files, and says by
-    /// `outcomes` what became of each. Events without a decision stay.
+    /// Writes the answers to `fresh[i]`, for each `Some` of `decisions`, in one go, and says by `outcomes` what
+    /// became of each. Files stay open: [`Inbox::close_answered`].
     pub(super) fn answer(
         &mut self,
         decisions: &[Option<Decision>],

@@ -1,11 +1,12 @@
 //! The guard's thread: reads, judges, answers.
 //!
 //! Flow: poll the group and the mailbox; read a batch; for each event look at its file (two calls on the descriptor that
-//! the kernel opened) and ask the [`Judge`]; write every answer with one `writev`; close the files; only then count and
-//! hand over lines.
+//! the kernel opened) and ask the [`Judge`]; learn what is denied for the first time; write every answer with one
+//! `writev`; only then count, hand over lines, and close the files.
 //!
 //! Guarantees: between read and answer there is no log, no lock that another thread holds, no file opened (procfs
-//! excepted, and only when an event line asks who it was), and in a steady state no allocation. Our own process is always
+//! excepted, and only when an event line asks who it was), and no allocation but where a file is denied for the first time
+//! or a line asks. Our own process is always
 //! allowed, first. An event whose mount is not known, or whose answer depends on who asks, waits for a lookup thread, never
 //! longer than [`lookup::DEADLINE`], while the others are answered.
 
@@ -328,7 +329,7 @@ impl Worker {
         decision
     }
 
-    /// Remembers, for after the answer, what is to be made of the event. Its names are at hand only now.
+    /// Remembers what is to be learned, told and left to the kernel of the event. Its names are at hand only now.
     fn remember(&mut self, at: usize, decision: &Decision, origin: Option<Origin>) {
         if decision.line {
             self.note(at, origin);
