@@ -29,14 +29,7 @@ pub struct Admin {
 impl Admin {
     /// All marks of all guards.
     pub fn marks(&self) -> MarkCounts {
-        self.guards.lock().values().fold(MarkCounts::default(), |sum, report| {
-            let marks = report.lock().marks;
-            MarkCounts {
-                inode: sum.inode + marks.inode,
-                mount: sum.mount + marks.mount,
-                filesystem: sum.filesystem + marks.filesystem,
-            }
-        })
+        self.guards.lock().values().map(|report| report.lock().marks).fold(MarkCounts::default(), MarkCounts::plus)
     }
 }
 

@@ -37,6 +37,8 @@ pub enum EventFormat {
 pub struct GuardText {
     namespace: String,
     guard: String,
+    /// The pod that is guarded; `None`: the writer's place says.
+    pod: Option<Arc<str>>,
     format: LogFormat,
     subjects: Vec<SubjectText>,
     dropped: Counter,
@@ -52,11 +54,12 @@ struct SubjectText {
 
 impl GuardText {
     /// Copies what lines show out of a guard. `dropped` counts those that cannot be written.
-    pub fn new(spec: &GuardSpec, dropped: Counter) -> GuardText {
+    pub fn new(spec: &GuardSpec, pod: Option<Arc<str>>, dropped: Counter) -> GuardText {
         let written = |paths: &[crate::policy::PathPattern]| paths.iter().map(ToString::to_string).collect();
         GuardText {
             namespace: spec.name().namespace.clone(),
             guard: spec.name().name.clone(),
+            pod,
             format: spec.log_format().clone(),
             subjects: spec
                 .subjects()
@@ -98,6 +101,8 @@ pub struct Line {
     pub directory: bool,
     /// The file, as the container sees it.
     pub path: Box<[u8]>,
+    /// The container whose name for the file that is.
+    pub container: Option<Arc<str>>,
     /// The process that asked.
     pub pid: i32,
     /// What was looked up about it.
@@ -201,13 +206,14 @@ impl<W: Write> Writer<W> {
         let event = EventLine {
             time: Some(line.at),
             path: Some(&*line.path).filter(|path| !path.is_empty()),
-            pod: Some(&self.place.pod),
+            pod: Some(text.pod.as_deref().unwrap_or(&self.place.pod)),
             node: Some(&self.place.node),
             tags: subject.map(|subject| &subject.tags),
             namespace: Some(&text.namespace),
             guard: Some(&text.guard),
             subject: subject.map(|subject| subject.name.as_str()),
             rule: rule.map(String::as_str),
+            container: line.container.as_deref(),
             reason: Some(line.decision.reason.word()),
             origin: line.opener.as_ref().and_then(|opener| opener.origin).map(Origin::word),
             pid: u32::try_from(line.pid).ok().filter(|pid| *pid != 0),

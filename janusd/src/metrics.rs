@@ -68,6 +68,16 @@ pub struct MarkCounts {
 }
 
 impl MarkCounts {
+    /// Both.
+    #[must_use]
+    pub fn plus(self, other: MarkCounts) -> MarkCounts {
+        MarkCounts {
+            inode: self.inode + other.inode,
+            mount: self.mount + other.mount,
+            filesystem: self.filesystem + other.filesystem,
+        }
+    }
+
     /// All of them.
     pub fn total(&self) -> u64 {
         self.inode + self.mount + self.filesystem

@@ -43,6 +43,11 @@ impl Case {
         Container::start(&self.watch, self.scratch("container"))
     }
 
+    /// Another container of the same pod: it has its emptyDir in common with `other`.
+    pub(crate) fn container_beside(&self, name: &str, other: &Container) -> Container {
+        Container::start_beside(&self.watch, self.scratch(name), other)
+    }
+
     pub(crate) fn directory(&self) -> Directory {
         Directory::start(&self.watch, self.scratch("directory"))
     }

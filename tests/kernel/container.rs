@@ -196,6 +196,16 @@ impl Container {
         Container { agent, scratch }
     }
 
+    /// One that has its emptyDir in common with another.
+    pub(crate) fn start_beside(watch: &Watch, scratch: PathBuf, other: &Container) -> Container {
+        fs::create_dir(&scratch).unwrap();
+        let volumes = Path::new(root::EMPTY_DIR).parent().unwrap();
+        fs::create_dir_all(scratch.join(volumes.parent().unwrap())).unwrap();
+        std::os::unix::fs::symlink(other.scratch.join(volumes), scratch.join(volumes)).unwrap();
+        let agent = Agent::start(watch, &["container".as_ref(), &scratch]);
+        Container { agent, scratch }
+    }
+
     /// A path of the container as the host may write it.
     pub(crate) fn seen_from_host(&self, path: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root{path}", self.pid))

@@ -7,19 +7,17 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use janusd::commands::engine::Engine;
-use janusd::events::EventFormat;
 use janusd::fanotify::look::Stat;
-use janusd::guard::Guard;
 use janusd::guard::judge::{Judge, Mount, Seen, Verdict};
 use janusd::guard::known::KnownFiles;
 use janusd::guard::view::Names;
-use janusd::metrics::Metrics;
+use janusd::guard::{Roots, SiteId};
 use janusd::policy::{Decision, Failure};
 use janusd::root::Root;
 
-use crate::case::{Case, Janus};
+use crate::case::Case;
 use crate::container::Directory;
+use crate::in_process::InProcess;
 use crate::{kernel_tests, manifest};
 
 kernel_tests! {
@@ -40,12 +38,12 @@ impl Judge for Panics {
         self.0.judge(seen, mount, known, names)
     }
 
-    fn indifferent(&self, stat: &Stat, names: &Names) -> bool {
-        self.0.indifferent(stat, names)
+    fn indifferent(&self, stat: &Stat, path: &[u8], names: &mut Names) -> bool {
+        self.0.indifferent(stat, path, names)
     }
 
-    fn denies(&self, name: &[u8], directory: bool) -> bool {
-        self.0.denies(name, directory)
+    fn denies(&self, site: SiteId, name: &[u8], directory: bool) -> bool {
+        self.0.denies(site, name, directory)
     }
 
     fn failed(&self, failure: Failure) -> Decision {
@@ -53,49 +51,20 @@ impl Judge for Panics {
     }
 }
 
-/// A guard in this process.
-struct InProcess {
-    engine: Option<Engine>,
-    guard: Option<Guard>,
-    metrics: Metrics,
+/// A guard on a directory whose judge panics on demand.
+fn panicking(case: &Case, place: &Directory, manifest: &str) -> Option<InProcess> {
+    let root = || Roots::One(Root::of_directory(&place.at("/")).unwrap());
+    InProcess::start(case, root, manifest, |shared| {
+        shared.wrap.0 = Some(Arc::new(|judge| Arc::new(Panics(judge))));
+    })
 }
 
-impl InProcess {
-    fn start(case: &Case, place: &Directory, manifest: &str) -> Option<InProcess> {
-        if case.janus == Janus::Absent {
-            return None;
-        }
-        let mut engine = Engine::start(EventFormat::Guard).unwrap_or_else(|failed| panic!("{:?}", failed.lines));
-        engine.shared.wrap.0 = Some(Arc::new(|judge| Arc::new(Panics(judge))));
-        let spec = janusd::manifest::parse("test", manifest.as_bytes()).unwrap().remove(0);
-        let metrics = Metrics::default();
-        let handles = metrics.guard(spec.name());
-        let root = Root::of_directory(&place.at("/")).unwrap();
-        let guard = Guard::start(Arc::new(spec), root, handles, &engine.shared).unwrap();
-        Some(InProcess { engine: Some(engine), guard: Some(guard), metrics })
-    }
-
-    fn sample(&self, line: &str) -> u64 {
-        let text = self.metrics.open_metrics().unwrap();
-        text.lines().find_map(|found| found.strip_prefix(line)?.trim().parse().ok()).unwrap_or_default()
-    }
-
-    fn fallbacks(&self) -> u64 {
-        self.sample(r#"janus_guard_fallbacks_total{namespace="default",guard="g",reason="worker-panicked"}"#)
-    }
-
-    fn restarts(&self) -> u64 {
-        self.sample(r#"janus_guard_worker_restarts_total{namespace="default",guard="g"}"#)
-    }
+fn fallbacks(janusd: &InProcess) -> u64 {
+    janusd.sample(r#"janus_guard_fallbacks_total{namespace="default",guard="g",reason="worker-panicked"}"#)
 }
 
-impl Drop for InProcess {
-    fn drop(&mut self) {
-        let clean = self.guard.take().is_some_and(|guard| guard.stop(Duration::from_secs(5)));
-        if let Some(engine) = self.engine.take() {
-            engine.finish(clean, Duration::from_secs(5));
-        }
-    }
+fn restarts(janusd: &InProcess) -> u64 {
+    janusd.sample(r#"janus_guard_worker_restarts_total{namespace="default",guard="g"}"#)
 }
 
 /// Eight readers of denied files, and an event now and then that kills the worker: nothing is allowed that should not
@@ -103,7 +72,7 @@ impl Drop for InProcess {
 fn panics_under_readers(case: &Case, manifest: &str, panics: u64, trigger_is_allowed: bool) {
     let place = case.directory();
     fs::write(place.at("/trigger"), "").unwrap();
-    let janusd = InProcess::start(case, &place, manifest);
+    let janusd = panicking(case, &place, manifest);
     let readers = case.host();
     let paths = ["/secret", "/denied/file"].map(|path| place.at(path));
     let load = readers.start_openers(8, &paths);
@@ -119,7 +88,7 @@ fn panics_under_readers(case: &Case, manifest: &str, panics: u64, trigger_is_all
     case.denied(place.open(place.at("/secret")));
     case.allowed(place.open(place.at("/public")));
     if let Some(janusd) = janusd {
-        assert_eq!((janusd.fallbacks(), janusd.restarts()), (panics, panics));
+        assert_eq!((fallbacks(&janusd), restarts(&janusd)), (panics, panics));
     }
 }
 

@@ -22,6 +22,7 @@ mod directory;
 mod faults;
 mod hammer;
 mod ignored;
+mod in_process;
 mod input;
 mod life;
 mod lines;
@@ -32,6 +33,7 @@ mod meaning;
 mod measure;
 mod metrics;
 mod patterns;
+mod pods;
 mod protocol;
 mod raw;
 mod root;
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
         meaning::TESTS,
         who::TESTS,
         patterns::TESTS,
+        pods::TESTS,
         lines::TESTS,
         update::TESTS,
         ignored::TESTS,

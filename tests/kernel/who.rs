@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 
 use janusd::commands::engine::Engine;
 use janusd::events::EventFormat;
-use janusd::guard::Guard;
 use janusd::guard::lookup::Lookups;
+use janusd::guard::{Guard, Roots};
 use janusd::metrics::Metrics;
 use janusd::process::interpreter::interpreter;
 use janusd::root::Root;
@@ -607,7 +607,9 @@ fn a_lookup_that_never_comes(case: &Case) {
         let spec = janusd::manifest::parse("test", text.as_bytes()).unwrap().remove(0);
         let metrics = Metrics::default();
         let root = Root::of_process(house.pid.try_into().unwrap()).unwrap();
-        let guard = Guard::start(Arc::new(spec.clone()), root, metrics.guard(spec.name()), &engine.shared).unwrap();
+        let guard =
+            Guard::start(Arc::new(spec.clone()), Roots::One(root), None, metrics.guard(spec.name()), &engine.shared)
+                .unwrap();
         let asked = Instant::now();
         let [outsider] = house.host("open:/proc/PID/root/secret");
         assert_eq!(outsider, if allowed { Ok(Vec::new()) } else { Err(Errno::PERM) });

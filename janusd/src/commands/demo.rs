@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::engine::Engine;
 use super::{DONE, Failed};
 use crate::events::EventFormat;
-use crate::guard::Guard;
+use crate::guard::{Guard, Roots};
 use crate::manifest;
 use crate::metrics::Metrics;
 use crate::root::Root;
@@ -57,7 +57,9 @@ fn try_run() -> Result<(), Failed> {
     for spec in specs {
         let root = Root::of_directory(scratch.path()).map_err(Failed::running)?;
         let handles = metrics.guard(spec.name());
-        guards.push(Guard::start(Arc::new(spec), root, handles, &engine.shared).map_err(Failed::running)?);
+        guards.push(
+            Guard::start(Arc::new(spec), Roots::One(root), None, handles, &engine.shared).map_err(Failed::running)?,
+        );
     }
     eprintln!("guarding {}: /public.txt is allowed, /secret.txt is denied", scratch.path().display());
 

@@ -89,6 +89,7 @@ impl Engine {
             lines,
             wants_everything: format == EventFormat::Json,
             stopping: Arc::new(AtomicBool::new(false)),
+            agents: None,
             wrap: Wrapping::default(),
         };
         Ok(Engine { shared, supervisor: supervisor_thread, lookups: lookup_thread, lines: line_writer })

@@ -13,7 +13,7 @@ use super::engine::Engine;
 use super::{DONE, Failed, REFUSED, read_manifests};
 use crate::admin::{self, Admin};
 use crate::events::EventFormat;
-use crate::guard::Guard;
+use crate::guard::{Guard, Roots};
 use crate::line::Printable;
 use crate::manifest;
 use crate::policy::{GuardName, GuardSpec};
@@ -216,8 +216,8 @@ impl Roster {
         }
         let root = self.options.place.open().map_err(|failed| failed.lines.join("; "))?;
         let metrics = self.admin.metrics.guard(&name);
-        let guard =
-            Guard::start(Arc::new(spec), root, metrics, &self.engine.shared).map_err(|error| error.to_string())?;
+        let guard = Guard::start(Arc::new(spec), Roots::One(root), None, metrics, &self.engine.shared)
+            .map_err(|error| error.to_string())?;
         self.admin.guards.lock().insert(name.clone(), guard.reports());
         guards.insert(name, guard);
         Ok(())

@@ -13,12 +13,13 @@ use rustix::fs::FileType;
 
 use super::groups::{Groups, Queue};
 use super::judge::Judge;
-use super::known::{Fingerprint, KnownFiles, Lesson};
+use super::known::{KnownFiles, Learned, Lesson};
+use super::site::SiteId;
 use super::view::Tree;
 use super::worker::{Desk, Orders};
 use crate::fanotify::answer::{Answer, Outcome, answer_all};
 use crate::fanotify::group::{ReadBuffer, ReadReport};
-use crate::fanotify::look::{Inode, Stat};
+use crate::fanotify::look::Stat;
 use crate::fanotify::{self, MarkTarget, PermissionEvent, ReadError};
 use crate::policy::{Decision, Events, Failure};
 
@@ -146,8 +147,8 @@ impl Inbox {
     }
 
     /// Learns that a file bears a denied name.
-    pub(super) fn learn(&mut self, inode: Inode, fingerprint: Option<Fingerprint>, name: &[u8]) -> Lesson {
-        let lesson = self.known.learn(inode, fingerprint, name);
+    pub(super) fn learn(&mut self, file: &Learned) -> Lesson {
+        let lesson = self.known.learn(file.inode, file.fingerprint, file.site, &file.name);
         match lesson {
             Lesson::New => self.desk.metrics.identities(self.known.len(), self.known.bytes()),
             Lesson::Known => {}
@@ -157,7 +158,7 @@ impl Inbox {
     }
 
     /// Learns a file that is denied by name for the first time. If the kernel answers for it under another name, it stops.
-    pub(super) fn learn_open(&mut self, at: usize, stat: Option<Stat>, name: &[u8], orders: &Orders) {
+    pub(super) fn learn_open(&mut self, at: usize, stat: Option<Stat>, site: SiteId, name: &[u8], orders: &Orders) {
         let (Some(stat), Some(event)) = (stat, self.fresh.get(at)) else { return };
         let fingerprint = self.desk.fingerprint(event.file.as_fd());
         // ENOENT, as nearly always: it was never ignored.
@@ -167,14 +168,14 @@ impl Inbox {
             // refusal leaves it to the keeper, which says so.
             let _left_to_the_keeper = self.groups.near.mark(MarkTarget::Inode, orders.events, event.file.as_fd());
         }
-        self.learn(stat.inode, fingerprint, name);
+        self.learn(&Learned { inode: stat.inode, fingerprint, site, name: name.into() });
     }
 
     /// Forgets names that no rule denies any more, if there are many: rules have changed.
     pub(super) fn make_room(&mut self) {
         if self.known.len() > KnownFiles::LIMIT / 2 {
             let judge = self.judge.clone();
-            self.known.retain(|name| judge.denies(name, true) || judge.denies(name, false));
+            self.known.retain(|site, name| judge.denies(site, name, true) || judge.denies(site, name, false));
             self.desk.metrics.identities(self.known.len(), self.known.bytes());
         }
     }

@@ -1,12 +1,11 @@
-//! The guard's second thread: surveys its root when it is armed, when its rules change and when the root changes, and
-//! brings what it found to the worker.
+//! The guard's second thread: surveys its roots when it is armed, when its rules change, when a container comes and when
+//! a root changes, and brings what it found to the worker.
 //!
 //! Order of an update: new marks are laid (events on them still judged by the old rules), the new rules are in force
 //! (the worker has said so), marks that nobody wants any more are taken away. So at no moment is a file unguarded that
 //! both the old and the new rules guard.
 
-use std::collections::BTreeSet;
-use std::fs::File;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::AsFd;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -19,18 +18,20 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::Wrapping;
 use super::doorbell::{Mailbox, Speaker};
 use super::groups::Groups;
-use super::judge::{Judge, Ruling};
+use super::judge::{Judge, Ruling, Stance};
 use super::known::Fingerprints;
-use super::marks::Ledger;
 use super::opener::Wanted;
 use super::problem::{Problem, ProblemReason};
+use super::site::{Site, SiteId, SiteReport};
+use super::standing::{OnNode, Standing};
 use super::survey::{Stopping, SurveyError, Surveyed, Surveyor};
-use super::watch::{Change, Watcher};
+use super::watch::Change;
 use super::worker::{Command, Orders};
 use crate::events::GuardText;
 use crate::fanotify::Features;
 use crate::metrics::{GuardMetrics, GuardState, MarkCounts};
-use crate::policy::{Exceptions, GuardSpec};
+use crate::policy::{Exceptions, GuardSpec, List};
+use crate::process::look::Anchor;
 use crate::root::Root;
 
 /// After a change the root is surveyed at once; while changes go on, surveys take at most this share of the time: one
@@ -48,6 +49,8 @@ const OBEY: Duration = Duration::from_secs(10);
 pub(super) enum Errand {
     /// Enforce this; answers when it is in force.
     Update(Arc<GuardSpec>, Sender<Result<(), SurveyError>>),
+    /// These are the pod's containers; answers when those that are selected are guarded.
+    Containers(Vec<Site>, Sender<Result<(), SurveyError>>),
     /// End. Marks stay for the worker to remove.
     Stop,
 }
@@ -61,10 +64,11 @@ pub struct Report {
     pub marks: MarkCounts,
     /// What it cannot guard.
     pub problems: BTreeSet<Problem>,
+    /// The roots that it guards.
+    pub sites: Vec<SiteReport>,
 }
 
 pub(super) struct Keeper {
-    pub(super) root: Root,
     pub(super) groups: Groups,
     pub(super) fingerprints: Fingerprints,
     pub(super) features: Features,
@@ -75,14 +79,24 @@ pub(super) struct Keeper {
     pub(super) stopping: Stopping,
     pub(super) wants_everything: bool,
     pub(super) wrap: Wrapping,
-    pub(super) ledger: Ledger,
-    pub(super) watcher: Watcher,
     pub(super) spec: Arc<GuardSpec>,
-    /// What the worker judges by, once armed.
-    pub(super) ruling: Option<Arc<Ruling>>,
+    /// The pod's name, for lines.
+    pub(super) pod: Option<Arc<str>>,
+    /// There are agents of the node's that no guard denies.
+    pub(super) agents: bool,
+    /// The roots that are guarded.
+    pub(super) standings: Vec<Standing>,
+    /// The containers that the pod has; `None`: the guard is for one root.
+    pub(super) offered: Option<Vec<Site>>,
+    /// Numbers of containers by name: one that starts again keeps its own.
+    pub(super) numbers: HashMap<Arc<str>, SiteId>,
+    /// The next number.
+    pub(super) next: u32,
+    /// Containers that could not be entered.
+    pub(super) outside: BTreeSet<Problem>,
 }
 
-/// What wakes a keeper.
+/// What has happened to a root.
 struct Woken {
     changes: Vec<Change>,
     mounts: bool,
@@ -104,52 +118,40 @@ impl Keeper {
     }
 
     fn run(&mut self) {
-        // Holds the mount namespace: closed as soon as the root's process has ended.
-        let mut mountinfo = File::open(self.root.mountinfo_path()).ok();
         // Something has changed that only a survey can see to.
         let mut stale = false;
         let mut not_before = Instant::now();
-        let mut ended = false;
         loop {
-            let due = (stale && !ended).then_some(not_before);
-            let woken = self.wait(mountinfo.as_ref(), due, ended);
+            let woken = self.wait(stale.then_some(not_before));
             self.errands.quiet();
             loop {
                 match self.errands.take() {
                     Ok(Some(Errand::Update(spec, answer))) => {
                         let before = std::mem::replace(&mut self.spec, spec);
+                        self.select();
                         let result = self.arm(true);
-                        stale = result.is_err();
-                        if stale {
+                        stale = result.is_err() || !self.outside.is_empty();
+                        if result.is_err() {
                             self.spec = before;
                         }
                         // Whoever asked has gone; the guard stands as it is.
+                        let _gone = answer.send(result);
+                    }
+                    Ok(Some(Errand::Containers(sites, answer))) => {
+                        self.offered = Some(sites);
+                        let result = if self.select() { self.arm(false) } else { self.post() };
+                        stale = stale || result.is_err() || !self.outside.is_empty();
+                        // Likewise.
                         let _gone = answer.send(result);
                     }
                     Ok(None) => break,
                     Ok(Some(Errand::Stop)) | Err(_) => return,
                 }
             }
-            if woken.ended && !ended {
-                ended = true;
-                mountinfo = None;
-                let detail = "the process whose root is guarded has ended; marks that outlive it still hold";
-                self.root_is_unreachable(detail.to_owned());
-            }
-            if ended {
-                continue;
-            }
-            stale |= woken.mounts | woken.changes.contains(&Change::Survey);
-            let appeared = woken.changes.into_iter().filter_map(|change| match change {
-                Change::Survey => None,
-                Change::Appeared(path) => Some(path),
-            });
-            let appeared: Vec<_> = appeared.collect();
-            if !appeared.is_empty() {
-                stale |= self.extend(&appeared).is_err();
-            }
+            stale |= self.see_to(woken);
             if stale && not_before <= Instant::now() {
                 let started = Instant::now();
+                self.select();
                 stale = self.survey_again();
                 let rest = if stale { AGAIN } else { (started.elapsed() * (SHARE - 1)).min(LATEST) };
                 not_before = Instant::now() + rest;
@@ -157,80 +159,248 @@ impl Keeper {
         }
     }
 
-    fn wait(&mut self, mountinfo: Option<&File>, due: Option<Instant>, ended: bool) -> Woken {
+    /// Waits for something to happen, and says what has happened to which root.
+    fn wait(&mut self, due: Option<Instant>) -> HashMap<Arc<str>, Woken> {
         let timeout = due.map(|due| {
             let left = due.saturating_duration_since(Instant::now());
             Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() }
         });
-        let mut fds = vec![
-            PollFd::from_borrowed_fd(self.errands.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(self.watcher.as_fd(), PollFlags::IN),
-        ];
-        let mut mountinfo_at = None;
-        let mut process_at = None;
-        if let Some(mountinfo) = mountinfo {
-            mountinfo_at = Some(fds.len());
-            fds.push(PollFd::new(mountinfo, PollFlags::PRI));
-        }
-        if let Root::Process { pidfd, .. } = &self.root
-            && !ended
-        {
-            process_at = Some(fds.len());
-            fds.push(PollFd::new(pidfd, PollFlags::IN));
+        let mut fds = vec![PollFd::from_borrowed_fd(self.errands.as_fd(), PollFlags::IN)];
+        let mut at = Vec::new();
+        for standing in &self.standings {
+            fds.push(PollFd::from_borrowed_fd(standing.watcher.as_fd(), PollFlags::IN));
+            let mountinfo_at = standing.mountinfo.as_ref().map(|mountinfo| {
+                fds.push(PollFd::new(mountinfo, PollFlags::PRI));
+                fds.len() - 1
+            });
+            let process_at = match &standing.root {
+                Root::Process { pidfd, .. } if !standing.ended => {
+                    fds.push(PollFd::new(pidfd, PollFlags::IN));
+                    Some(fds.len() - 1)
+                }
+                _ => None,
+            };
+            at.push((mountinfo_at, process_at));
         }
         if poll(&mut fds, timeout.as_ref()).is_err() {
-            return Woken { changes: Vec::new(), mounts: false, ended: false };
+            return HashMap::new();
         }
         let happened = |at: Option<usize>| at.is_some_and(|at| !fds[at].revents().is_empty());
-        let (mounts, ended) = (happened(mountinfo_at), happened(process_at));
-        Woken { changes: self.watcher.take(), mounts, ended }
+        let happened: Vec<_> =
+            at.into_iter().map(|(mountinfo_at, process_at)| (happened(mountinfo_at), happened(process_at))).collect();
+        let woken = self.standings.iter_mut().zip(happened).map(|(standing, (mounts, ended))| {
+            (standing.id.clone(), Woken { changes: standing.watcher.take(), mounts, ended })
+        });
+        woken.collect()
+    }
+
+    /// Sees to what has happened. True when that takes a survey.
+    fn see_to(&mut self, mut woken: HashMap<Arc<str>, Woken>) -> bool {
+        let mut stale = false;
+        let mut gone = Vec::new();
+        for at in 0..self.standings.len() {
+            let Some(Woken { changes, mounts, ended }) = woken.remove(&self.standings[at].id) else { continue };
+            if ended && !self.standings[at].ended {
+                self.standings[at].ended = true;
+                self.standings[at].mountinfo = None;
+                if self.offered.is_some() {
+                    gone.push(self.standings[at].id.clone());
+                } else {
+                    let detail = "the process whose root is guarded has ended; marks that outlive it still hold";
+                    self.root_is_unreachable(detail.to_owned());
+                }
+            }
+            if self.standings[at].ended {
+                continue;
+            }
+            stale |= mounts | changes.contains(&Change::Survey);
+            let appeared = changes.into_iter().filter_map(|change| match change {
+                Change::Survey => None,
+                Change::Appeared(path) => Some(path),
+            });
+            let appeared: Vec<_> = appeared.collect();
+            if !appeared.is_empty() {
+                stale |= self.extend(at, &appeared).is_err();
+            }
+        }
+        if let Some(offered) = self.offered.as_mut().filter(|_| !gone.is_empty()) {
+            offered.retain(|site| !gone.contains(&site.id));
+            self.select();
+            stale |= self.post().is_err();
+        }
+        stale
+    }
+
+    /// Stands in the roots of the containers that the guard selects, and in no others. True when there is a new one.
+    fn select(&mut self) -> bool {
+        let Some(offered) = self.offered.take() else { return false };
+        let spec = self.spec.clone();
+        let names = spec.containers();
+        let selected = |site: &Site| {
+            let named = |name: &Arc<str>| names.iter().any(|wanted| **wanted == **name);
+            names.is_empty() || site.name.as_ref().is_none_or(named)
+        };
+        let leaving: Vec<Standing> = self
+            .standings
+            .extract_if(.., |standing| !offered.iter().any(|site| site.id == standing.id && selected(site)))
+            .collect();
+        for standing in leaving {
+            self.retire(standing);
+        }
+        self.outside.clear();
+        let mut new = false;
+        for site in offered.iter().filter(|site| selected(site)) {
+            if let Some(standing) = self.standings.iter_mut().find(|standing| standing.id == site.id) {
+                if standing.name != site.name {
+                    standing.name.clone_from(&site.name);
+                    if let Some(name) = &site.name {
+                        self.numbers.entry(name.clone()).or_insert(standing.site);
+                    }
+                }
+                continue;
+            }
+            let number = self.number(site.name.as_ref());
+            let entered = site.root.try_clone().and_then(|root| {
+                let anchor = Anchor::of_container(root.try_clone()?, site.init)?;
+                Standing::new(number, site.id.clone(), site.name.clone(), root, anchor)
+            });
+            match entered {
+                Ok(standing) => {
+                    self.standings.push(standing);
+                    new = true;
+                }
+                Err(error) => {
+                    self.outside.insert(Problem {
+                        reason: ProblemReason::RootUnreachable,
+                        rule: None,
+                        path: Vec::new(),
+                        detail: error.to_string(),
+                        container: Some(site.name.clone().unwrap_or_else(|| site.id.clone())),
+                    });
+                }
+            }
+        }
+        self.offered = Some(offered);
+        new
+    }
+
+    fn number(&mut self, name: Option<&Arc<str>>) -> SiteId {
+        let next = self.next;
+        let mut fresh = || {
+            self.next = next.wrapping_add(1);
+            SiteId(next)
+        };
+        match name {
+            Some(name) => *self.numbers.entry(name.clone()).or_insert_with(fresh),
+            None => fresh(),
+        }
+    }
+
+    /// Takes away the marks of a root that has gone. Whatever is left of them is judged by no rule.
+    fn retire(&mut self, standing: Standing) {
+        if self.standings.is_empty() {
+            if let Err(error) = self.groups.flush() {
+                tracing::warn!(guard = %self.spec.name(), %error, "marks of a container that has ended could not be removed");
+            }
+            return;
+        }
+        let others: Vec<_> = self.standings.iter().map(|other| &other.ledger).collect();
+        let places = standing.rules.as_ref().map(|rules| rules.view.places.as_slice()).unwrap_or_default();
+        let on_node = OnNode::new(places);
+        standing.ledger.retire(&self.groups, &self.features, &others, |path| on_node.find(path));
     }
 
     /// Surveys, brings the findings to the worker, takes away what is no longer wanted.
     fn arm(&mut self, rules_changed: bool) -> Result<(), SurveyError> {
-        let spec = self.spec.clone();
         // What no rule denied may be denied from now on: the kernel asks about everything again, until the new rules are
         // in force.
         self.obey(|acknowledge| Command::Ignoring(false, acknowledge))?;
         self.groups.wide.flush_inodes().map_err(SurveyError::Flush)?;
-        let found = self.survey(&spec)?;
-        let text = Arc::new(GuardText::new(&spec, self.metrics.log_dropped()));
+        let mut failed = None;
+        for at in 0..self.standings.len() {
+            match self.survey(at) {
+                Ok(()) => {}
+                Err(error @ SurveyError::Stopped) => return Err(error),
+                // Of several roots one may be out of reach: the others are guarded all the same.
+                Err(error) if self.offered.is_some() => {
+                    let standing = &mut self.standings[at];
+                    standing.in_force = false;
+                    standing.problems.insert(unreachable(format!("{error}; what was in force stays")));
+                    failed = Some(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.hand_over()?;
+        let mut watches_lacking = false;
+        for at in 0..self.standings.len() {
+            if self.standings[at].in_force {
+                let mut ledger = std::mem::take(&mut self.standings[at].ledger);
+                let others: Vec<_> = self.standings.iter().map(|other| &other.ledger).collect();
+                let standing = &self.standings[at];
+                let root = match standing.root.open() {
+                    Ok(root) => root,
+                    Err(error) => {
+                        self.standings[at].ledger = ledger;
+                        if self.offered.is_some() {
+                            failed = Some(error.into());
+                            continue;
+                        }
+                        return Err(error.into());
+                    }
+                };
+                ledger.sweep(&self.groups, root.as_fd(), &self.features, rules_changed, &others);
+                drop(others);
+                self.standings[at].ledger = ledger;
+                watches_lacking |= self.standings[at].watcher.sweep();
+            }
+        }
+        self.obey(|acknowledge| Command::Ignoring(true, acknowledge))?;
+        self.publish(watches_lacking);
+        match failed {
+            // Said as a problem, and tried again: the answer to whoever asked is what is in force.
+            Some(error) => {
+                tracing::debug!(guard = %self.spec.name(), %error, "a container could not be surveyed");
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Brings what is known of the roots to the worker.
+    fn hand_over(&self) -> Result<(), SurveyError> {
+        let spec = &self.spec;
+        let text = Arc::new(GuardText::new(spec, self.pod.clone(), self.metrics.log_dropped()));
         let wanted = if self.wants_everything { Wanted::EVERYTHING } else { text.wanted() };
-        let mut judge: Arc<dyn Judge> = found.ruling.clone();
+        let stance = Stance {
+            denies_something: spec.rules().any(|(rule, _)| rule.list == List::Deny),
+            failure_policy: spec.failure_policy(),
+            enforcement: spec.enforcement(),
+            agents: self.agents,
+        };
+        let surveyed = || self.standings.iter().filter(|standing| standing.rules.is_some());
+        let rules = surveyed().filter_map(|standing| standing.rules.clone()).collect();
+        let mut judge: Arc<dyn Judge> = Arc::new(Ruling::new(rules, stance));
         if let Some(wrap) = &self.wrap.0 {
             judge = wrap(judge);
         }
-        let exceptions = Arc::new(Exceptions::new(&spec));
         let orders = Arc::new(Orders {
             judge,
             text,
             wanted,
             events: spec.kernel_events(),
-            by_handle: found.overlay,
-            near_only: found.near_only,
-            exceptions,
+            by_handle: surveyed().any(|standing| standing.overlay),
+            near_only: surveyed().all(|standing| standing.near_only),
+            exceptions: Arc::new(Exceptions::new(spec)),
+            posts: surveyed().map(Standing::post).collect(),
         });
-        self.obey(|acknowledge| Command::Orders(orders, acknowledge))?;
-        self.ruling = Some(found.ruling);
-        let watches_lacking = self.surveyor().sweep(rules_changed)?;
-        self.obey(|acknowledge| Command::Ignoring(true, acknowledge))?;
-        let mut problems = found.problems;
-        let mut note = |reason, detail: &str| {
-            problems.insert(Problem { reason, rule: None, path: Vec::new(), detail: detail.to_owned() });
-        };
-        if watches_lacking {
-            note(
-                ProblemReason::WatchLimit,
-                "fs.inotify.max_user_watches is reached: changes are noticed late or never",
-            );
-        }
-        if spec.subjects().iter().any(|subject| subject.audit()) && !self.groups.audits() {
-            note(
-                ProblemReason::AuditUnavailable,
-                "audit: true needs CONFIG_AUDIT and CAP_AUDIT_WRITE when the guard starts; answers are not audited",
-            );
-        }
-        self.publish(problems);
+        self.obey(|acknowledge| Command::Orders(orders, acknowledge))
+    }
+
+    /// The same roots, or fewer, perhaps by other names: no survey is needed.
+    fn post(&mut self) -> Result<(), SurveyError> {
+        self.hand_over()?;
+        self.publish(false);
         Ok(())
     }
 
@@ -251,17 +421,24 @@ impl Keeper {
         }
     }
 
-    fn survey(&mut self, spec: &GuardSpec) -> Result<Surveyed, SurveyError> {
+    fn survey(&mut self, at: usize) -> Result<(), SurveyError> {
         let worker = self.worker.clone();
+        let spec = self.spec.clone();
         // The worker takes commands in order: what is learned here is known when the rules that follow are in force.
         let mut lessons = |files| {
             let _gone = worker.send(Command::Learn(files, None));
         };
-        self.surveyor().survey(spec, &mut lessons)
+        let Surveyed { rules, problems, overlay, near_only } = self.surveyor(at).survey(&spec, &mut lessons)?;
+        let standing = &mut self.standings[at];
+        standing.rules = Some(rules);
+        standing.problems = problems;
+        (standing.overlay, standing.near_only) = (overlay, near_only);
+        standing.in_force = true;
+        Ok(())
     }
 
-    fn extend(&mut self, appeared: &[Vec<u8>]) -> Result<(), SurveyError> {
-        let Some(ruling) = self.ruling.clone() else { return Ok(()) };
+    fn extend(&mut self, at: usize, appeared: &[Vec<u8>]) -> Result<(), SurveyError> {
+        let Some(rules) = self.standings[at].rules.clone() else { return Ok(()) };
         let spec = self.spec.clone();
         let worker = self.worker.clone();
         let mut lessons = |files| {
@@ -271,15 +448,16 @@ impl Keeper {
                 let _late = acknowledged.recv_timeout(OBEY);
             }
         };
-        self.surveyor().extend(&spec, &ruling, appeared, &mut lessons)?;
-        self.report.lock().marks = self.ledger.counts();
+        self.surveyor(at).extend(&spec, &rules, appeared, &mut lessons)?;
+        self.report.lock().marks = self.marks();
         Ok(())
     }
 
     /// Whether another survey is needed: this one failed.
     fn survey_again(&mut self) -> bool {
         match self.arm(false) {
-            Ok(()) | Err(SurveyError::Stopped) => false,
+            Ok(()) => !self.outside.is_empty() || self.standings.iter().any(|standing| !standing.in_force),
+            Err(SurveyError::Stopped) => false,
             Err(error) => {
                 self.root_is_unreachable(format!("{error}; what was in force stays"));
                 true
@@ -287,41 +465,90 @@ impl Keeper {
         }
     }
 
-    fn root_is_unreachable(&self, detail: String) {
-        let mut problems = self.report.lock().problems.clone();
-        problems.insert(Problem { reason: ProblemReason::RootUnreachable, rule: None, path: Vec::new(), detail });
-        self.publish(problems);
+    /// Of the one root of a guard without a cluster, or of all of them.
+    fn root_is_unreachable(&mut self, detail: String) {
+        for standing in &mut self.standings {
+            standing.problems.insert(unreachable(detail.clone()));
+        }
+        self.publish(false);
+    }
+
+    fn problems(&self, watches_lacking: bool) -> BTreeSet<Problem> {
+        let mut problems = self.outside.clone();
+        for standing in &self.standings {
+            let label = standing.label();
+            problems.extend(standing.problems.iter().cloned().map(|it| Problem { container: label.clone(), ..it }));
+            if self.offered.is_some() && standing.name.is_none() && !self.spec.containers().is_empty() {
+                problems.insert(Problem {
+                    reason: ProblemReason::NameUnknown,
+                    rule: None,
+                    path: Vec::new(),
+                    detail: "the container's name is not known yet; it is guarded".to_owned(),
+                    container: label,
+                });
+            }
+        }
+        let mut note = |reason, detail: &str| {
+            let detail = detail.to_owned();
+            problems.insert(Problem { reason, rule: None, path: Vec::new(), detail, container: None });
+        };
+        if watches_lacking {
+            note(
+                ProblemReason::WatchLimit,
+                "fs.inotify.max_user_watches is reached: changes are noticed late or never",
+            );
+        }
+        if self.spec.subjects().iter().any(|subject| subject.audit()) && !self.groups.audits() {
+            note(
+                ProblemReason::AuditUnavailable,
+                "audit: true needs CONFIG_AUDIT and CAP_AUDIT_WRITE when the guard starts; answers are not audited",
+            );
+        }
+        problems
     }
 
     /// Says what is new, keeps the rest.
-    fn publish(&self, problems: BTreeSet<Problem>) {
+    fn publish(&self, watches_lacking: bool) {
+        let problems = self.problems(watches_lacking);
         let mut report = self.report.lock();
         for problem in problems.difference(&report.problems) {
             self.metrics.problem(problem.reason.word());
             let path = crate::line::escaped(&problem.path);
             let rule = problem.rule.map(|rule| rule.to_string()).unwrap_or_default();
+            let container = problem.container.as_deref().unwrap_or_default();
             let (reason, detail, guard) = (problem.reason.word(), &problem.detail, self.spec.name().to_string());
             if problem.reason.degrades() {
-                tracing::warn!(%guard, reason, rule, path, "not guarded: {detail}");
+                tracing::warn!(%guard, container, reason, rule, path, "not guarded: {detail}");
             } else {
-                tracing::info!(%guard, reason, rule, path, "{detail}");
+                tracing::info!(%guard, container, reason, rule, path, "{detail}");
             }
         }
         let degraded = problems.iter().any(|problem| problem.reason.degrades());
         report.state = if degraded { GuardState::Degraded } else { GuardState::Guarding };
-        report.marks = self.ledger.counts();
+        report.marks = self.marks();
         report.problems = problems;
+        report.sites = self.standings.iter().map(Standing::report).collect();
     }
 
-    fn surveyor(&mut self) -> Surveyor<'_> {
+    fn marks(&self) -> MarkCounts {
+        self.standings.iter().map(|standing| standing.ledger.counts()).fold(MarkCounts::default(), MarkCounts::plus)
+    }
+
+    fn surveyor(&mut self, at: usize) -> Surveyor<'_> {
+        let standing = &mut self.standings[at];
         Surveyor {
-            root: &self.root,
+            root: &standing.root,
             groups: &self.groups,
             fingerprints: &self.fingerprints,
             features: &self.features,
-            ledger: &mut self.ledger,
-            watcher: &mut self.watcher,
+            ledger: &mut standing.ledger,
+            watcher: &mut standing.watcher,
             stopping: &self.stopping,
+            site: standing.site,
         }
     }
+}
+
+fn unreachable(detail: String) -> Problem {
+    Problem { reason: ProblemReason::RootUnreachable, rule: None, path: Vec::new(), detail, container: None }
 }

@@ -10,6 +10,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
+use super::site::SiteId;
 use crate::fanotify::look::{FileHandle, Inode};
 
 /// A file handle, hashed with a key of our own: nobody can make two files look the same.
@@ -34,6 +35,8 @@ pub struct Learned {
     pub inode: Inode,
     /// `None` where its file system gives no handles; then the number alone has to do.
     pub fingerprint: Option<Fingerprint>,
+    /// Whose name that is: another container may call the file something else.
+    pub site: SiteId,
     /// The name that is denied.
     pub name: Box<[u8]>,
 }
@@ -52,8 +55,9 @@ pub enum Lesson {
 #[derive(Debug)]
 struct Entry {
     fingerprint: Option<Fingerprint>,
+    site: SiteId,
     name_at: usize,
-    name_len: u32,
+    name_len: u16,
     /// Another entry of the same inode number.
     next: Option<u32>,
     /// Another entry of the same fingerprint.
@@ -108,17 +112,15 @@ impl KnownFiles {
         self.first.contains_key(&inode)
     }
 
-    /// The names that a file is known by. Its handle finds it also where its number has changed: an overlay gives a lower
+    /// The names that a file is known by, each with the site that calls it so. Its handle finds it also where its number has changed: an overlay gives a lower
     /// file with several names another number when it copies it up, and the same handle.
-    pub fn names(&self, inode: Inode, fingerprint: Option<Fingerprint>) -> impl Iterator<Item = &[u8]> {
+    pub fn names(&self, inode: Inode, fingerprint: Option<Fingerprint>) -> impl Iterator<Item = (SiteId, &[u8])> {
         self.chain(inode)
             .filter(move |entry| {
                 entry.fingerprint.is_none() || fingerprint.is_none() || entry.fingerprint == fingerprint
             })
-            .map(|entry| self.name(entry))
-            .chain(
-                fingerprint.into_iter().flat_map(|fingerprint| self.alike(fingerprint)).map(|entry| self.name(entry)),
-            )
+            .chain(fingerprint.into_iter().flat_map(|fingerprint| self.alike(fingerprint)))
+            .map(|entry| (entry.site, self.name(entry)))
     }
 
     fn alike(&self, fingerprint: Fingerprint) -> impl Iterator<Item = &Entry> {
@@ -136,11 +138,12 @@ impl KnownFiles {
     }
 
     /// Learns that a file bears a denied name.
-    pub fn learn(&mut self, inode: Inode, fingerprint: Option<Fingerprint>, name: &[u8]) -> Lesson {
-        if self.chain(inode).any(|entry| entry.fingerprint == fingerprint && self.name(entry) == name) {
+    pub fn learn(&mut self, inode: Inode, fingerprint: Option<Fingerprint>, site: SiteId, name: &[u8]) -> Lesson {
+        let same = |entry: &Entry| entry.fingerprint == fingerprint && entry.site == site && self.name(entry) == name;
+        if self.chain(inode).any(same) {
             return Lesson::Known;
         }
-        let (Ok(at), Ok(name_len)) = (u32::try_from(self.entries.len()), u32::try_from(name.len())) else {
+        let (Ok(at), Ok(name_len)) = (u32::try_from(self.entries.len()), u16::try_from(name.len())) else {
             return Lesson::Full;
         };
         if self.entries.len() >= self.limit {
@@ -150,18 +153,18 @@ impl KnownFiles {
         self.names.extend_from_slice(name);
         let next = self.first.insert(inode, at);
         let next_alike = fingerprint.and_then(|fingerprint| self.alike.insert(fingerprint, at));
-        self.entries.push(Entry { fingerprint, name_at, name_len, next, next_alike });
+        self.entries.push(Entry { fingerprint, site, name_at, name_len, next, next_alike });
         Lesson::New
     }
 
     /// Forgets every name for which `keep` is false.
-    pub fn retain(&mut self, mut keep: impl FnMut(&[u8]) -> bool) {
+    pub fn retain(&mut self, mut keep: impl FnMut(SiteId, &[u8]) -> bool) {
         let mut kept = KnownFiles::with_limit(self.limit);
         for inode in self.first.keys() {
             for entry in self.chain(*inode) {
                 let name = self.name(entry);
-                if keep(name) {
-                    kept.learn(*inode, entry.fingerprint, name);
+                if keep(entry.site, name) {
+                    kept.learn(*inode, entry.fingerprint, entry.site, name);
                 }
             }
         }
@@ -177,6 +180,8 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
+    const HERE: SiteId = SiteId(1);
+
     fn inode(ino: u64) -> Inode {
         Inode { major: 0, minor: 1, ino }
     }
@@ -184,9 +189,9 @@ mod tests {
     #[test]
     fn a_number_that_is_given_out_again_is_another_file() {
         let mut known = KnownFiles::default();
-        known.learn(inode(7), Some(Fingerprint(1)), b"/denied/old");
+        known.learn(inode(7), Some(Fingerprint(1)), HERE, b"/denied/old");
         assert_eq!(known.names(inode(7), Some(Fingerprint(2))).count(), 0);
-        assert!(known.names(inode(7), Some(Fingerprint(1))).all(|name| name == b"/denied/old"));
+        assert!(known.names(inode(7), Some(Fingerprint(1))).all(|(site, name)| site == HERE && name == b"/denied/old"));
         // A copy-up changes the number, not the handle.
         assert_eq!(known.names(inode(8), Some(Fingerprint(1))).count(), 1);
         // Without handles the number has to do: rather a denial too many.
@@ -196,54 +201,62 @@ mod tests {
     #[test]
     fn at_the_bound_nothing_is_forgotten() {
         let mut known = KnownFiles::with_limit(2);
-        assert_eq!(known.learn(inode(1), None, b"/a"), Lesson::New);
-        assert_eq!(known.learn(inode(1), None, b"/a"), Lesson::Known);
-        assert_eq!(known.learn(inode(1), None, b"/b"), Lesson::New);
-        assert_eq!(known.learn(inode(2), None, b"/c"), Lesson::Full);
+        assert_eq!(known.learn(inode(1), None, HERE, b"/a"), Lesson::New);
+        assert_eq!(known.learn(inode(1), None, HERE, b"/a"), Lesson::Known);
+        assert_eq!(known.learn(inode(1), None, HERE, b"/b"), Lesson::New);
+        assert_eq!(known.learn(inode(2), None, HERE, b"/c"), Lesson::Full);
         assert_eq!(known.names(inode(1), None).count(), 2);
-        known.retain(|name| name == b"/b");
-        assert_eq!(known.learn(inode(2), None, b"/c"), Lesson::New);
+        known.retain(|_, name| name == b"/b");
+        assert_eq!(known.learn(inode(2), None, HERE, b"/c"), Lesson::New);
     }
 
     #[test]
     fn a_hundred_thousand_files_take_few_bytes() {
         let mut known = KnownFiles::default();
         for ino in 0..100_000 {
-            known.learn(inode(ino), Some(Fingerprint(ino)), format!("/srv/tree/directory/{ino:06}.json").as_bytes());
+            known.learn(
+                inode(ino),
+                Some(Fingerprint(ino)),
+                HERE,
+                format!("/srv/tree/directory/{ino:06}.json").as_bytes(),
+            );
         }
         assert!(known.bytes() / known.len() < 200, "{} bytes a file", known.bytes() / known.len());
     }
 
     proptest! {
-        /// The same as a set of (number, fingerprint, name), whatever the order.
+        /// The same as a set of (number, fingerprint, site, name), whatever the order.
         #[test]
         fn a_set(
-            lessons in prop::collection::vec((0u64..5, prop::option::of(0u64..3), "/[ab]{0,2}"), 0..60),
+            lessons in prop::collection::vec((0u64..5, prop::option::of(0u64..3), 0u32..2, "/[ab]{0,2}"), 0..60),
             kept in "/[ab]{0,2}",
         ) {
             let mut known = KnownFiles::default();
             let mut model = BTreeSet::new();
-            for (ino, fingerprint, name) in &lessons {
-                let lesson = known.learn(inode(*ino), fingerprint.map(Fingerprint), name.as_bytes());
-                let new = model.insert((*ino, *fingerprint, name.clone()));
+            for (ino, fingerprint, site, name) in &lessons {
+                let lesson = known.learn(inode(*ino), fingerprint.map(Fingerprint), SiteId(*site), name.as_bytes());
+                let new = model.insert((*ino, *fingerprint, *site, name.clone()));
                 prop_assert_eq!(lesson, if new { Lesson::New } else { Lesson::Known });
             }
             for round in 0..2 {
                 prop_assert_eq!(known.len(), model.len());
                 for ino in 0..5 {
                     for fingerprint in 0..3 {
-                        let found: BTreeSet<_> = known.names(inode(ino), Some(Fingerprint(fingerprint))).map(<[u8]>::to_vec).collect();
+                        let found: BTreeSet<_> = known
+                            .names(inode(ino), Some(Fingerprint(fingerprint)))
+                            .map(|(site, name)| (site, name.to_vec()))
+                            .collect();
                         let expected: BTreeSet<_> = model
                             .iter()
-                            .filter(|(i, f, _)| *f == Some(fingerprint) || (*i == ino && f.is_none()))
-                            .map(|(_, _, name)| name.as_bytes().to_vec())
+                            .filter(|(i, f, ..)| *f == Some(fingerprint) || (*i == ino && f.is_none()))
+                            .map(|(_, _, site, name)| (SiteId(*site), name.as_bytes().to_vec()))
                             .collect();
                         prop_assert_eq!(found, expected);
                     }
                 }
                 if round == 0 {
-                    known.retain(|name| name == kept.as_bytes());
-                    model.retain(|(_, _, name)| *name == kept);
+                    known.retain(|_, name| name == kept.as_bytes());
+                    model.retain(|(.., name)| *name == kept);
                 }
             }
         }

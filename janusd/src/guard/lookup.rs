@@ -20,7 +20,7 @@ use super::view::Tree;
 use super::worker::Command;
 use crate::fanotify::{Features, look};
 use crate::policy::{Depends, Exceptions, Failure};
-use crate::process::look::{Anchor, Inquiry};
+use crate::process::look::{Anchor, Found, Inquiry, NodeAgents};
 use crate::root::mountinfo;
 
 /// How long an event may wait for a lookup.
@@ -53,7 +53,10 @@ pub struct ProcessRequest {
     pub(super) pid: i32,
     pub(super) depends: Depends,
     pub(super) exceptions: Arc<Exceptions>,
-    pub(super) anchor: Arc<Anchor>,
+    /// To whom it is to be told what the process is.
+    pub(super) anchor: Option<Arc<Anchor>>,
+    /// Whether it is one of these is asked as well.
+    pub(super) agents: Option<Arc<dyn NodeAgents>>,
     pub(super) features: Features,
     /// Another descriptor of the event's file, if it has to be read from: the event's own closes when it is answered, and its number is given out
     /// again.
@@ -144,13 +147,23 @@ fn serve_processes(requests: &Receiver<ProcessRequest>) {
             file: request.file.as_ref().map(AsFd::as_fd),
             features: &request.features,
         };
-        let look = std::panic::AssertUnwindSafe(|| request.anchor.look(&inquiry));
+        let look = std::panic::AssertUnwindSafe(|| look(&request, &inquiry));
         let found = std::panic::catch_unwind(look).unwrap_or(Err(Failure::ProcessLookup));
         // Closed before the event is answered: whoever may unmount then finds nothing of ours in the way.
         drop(request.file);
         let (ticket, exceptions) = (request.ticket, request.exceptions);
         // A worker that is gone wants no answer.
         let _gone = request.reply.send(Command::Process { ticket, exceptions, found });
+    }
+}
+
+fn look(request: &ProcessRequest, inquiry: &Inquiry<'_>) -> Result<Found, Failure> {
+    // A container that has gone since: nothing can be told to it.
+    let anchor = request.anchor.as_ref().ok_or(Failure::ProcessLookup)?;
+    let found = anchor.look(inquiry)?;
+    match &request.agents {
+        Some(agents) => Ok(Found { agent: agents.holds(request.pid, inquiry.features)?, ..found }),
+        None => Ok(found),
     }
 }
 

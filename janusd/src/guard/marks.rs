@@ -4,7 +4,7 @@
 //! what is no longer wanted is taken away only when the new rules are in force ([`Ledger::sweep`]).
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::groups::Groups;
 use crate::fanotify::look::{self, Inode};
@@ -57,7 +57,13 @@ pub(super) struct Want<'a> {
     pub(super) shared: bool,
 }
 
-/// All marks of a guard.
+/// What of a mark's events no other ledger holds.
+fn without(events: Events, object: &Object, others: &[&Ledger]) -> Events {
+    let held = |event: Event| others.iter().any(|other| other.holds(object, event));
+    Event::ALL.into_iter().filter(|event| events.contains(*event) && !held(*event)).collect()
+}
+
+/// All marks of a root.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     laid: HashMap<Object, Laid>,
@@ -102,12 +108,32 @@ impl Ledger {
         }
     }
 
-    /// Takes away what the survey did not want. A mark whose object is not where it was goes with its object, or stays
+    /// Takes away what the last survey did not want. Call it once the new rules are in force.
+    ///
+    /// `rules_changed`: without it no mark is taken away, for the files are the same. What a rule looked for may have been
+    /// moved, and be back the next moment.
+    ///
+    /// A mark whose object is not where it was goes with its object, or stays
     /// and is answered by rules that no longer name it: harmless, and forgotten here.
-    pub(super) fn sweep(&mut self, groups: &Groups, root: BorrowedFd<'_>, features: &Features, rules_changed: bool) {
+    ///
+    /// What another ledger of the same groups holds stays.
+    pub(super) fn sweep(
+        &mut self,
+        groups: &Groups,
+        root: BorrowedFd<'_>,
+        features: &Features,
+        rules_changed: bool,
+        others: &[&Ledger],
+    ) {
         self.laid.retain(|object, laid| {
-            let surplus: Events =
-                Event::ALL.into_iter().filter(|e| laid.events.contains(*e) && !laid.wanted.contains(*e)).collect();
+            let unwanted = |e: &Event| laid.events.contains(*e) && !laid.wanted.contains(*e);
+            let all: Events = Event::ALL.into_iter().filter(unwanted).collect();
+            let surplus = without(all, object, others);
+            if surplus.is_empty() && !all.is_empty() && rules_changed {
+                // Another root's now.
+                laid.events = laid.wanted;
+                return !laid.wanted.is_empty();
+            }
             if surplus.is_empty() || (!rules_changed && laid.target == MarkTarget::Mount) {
                 return true;
             }
@@ -128,6 +154,35 @@ impl Ledger {
             }
         });
         self.files = self.laid.values().filter(|laid| laid.target == MarkTarget::Inode).count();
+    }
+
+    /// Takes away the marks of a root that has gone and that no other ledger holds. `find` opens what lies at a path of
+    /// that root by another way; what it does not find went with its mount, or stays and is judged by no rule.
+    pub(super) fn retire(
+        self,
+        groups: &Groups,
+        features: &Features,
+        others: &[&Ledger],
+        find: impl Fn(&[u8]) -> Vec<OwnedFd>,
+    ) {
+        for (object, laid) in self.laid {
+            let surplus = without(laid.events, &object, others);
+            // A mark on a mount of the container's own goes with its mount namespace.
+            if surplus.is_empty() || laid.target == MarkTarget::Mount {
+                continue;
+            }
+            let found = find(&laid.path).into_iter().find(|file| {
+                look::stat(file.as_fd(), features).is_ok_and(|stat| Object::of(laid.target, &stat) == object)
+            });
+            if let Some(file) = found {
+                // ENOENT: the kernel has dropped the mark already.
+                let _already_gone = groups.unmark(laid.target, surplus, Events::NONE, file.as_fd(), laid.shared);
+            }
+        }
+    }
+
+    fn holds(&self, object: &Object, event: Event) -> bool {
+        self.laid.get(object).is_some_and(|laid| laid.events.contains(event) || laid.wanted.contains(event))
     }
 
     /// How many files bear a mark of their own.

@@ -1,4 +1,4 @@
-//! One guard on one root: one thread that answers, one that surveys, one fanotify group.
+//! One guard on one root, or on the containers of one pod: one thread that answers, one that surveys, two fanotify groups.
 //!
 //! ```text
 //!  manifest ──► keeper ──(orders, over a channel and an eventfd)──► worker ◄──► kernel
@@ -24,6 +24,8 @@ mod mounts;
 pub mod opener;
 pub mod problem;
 pub mod reach;
+pub mod site;
+mod standing;
 pub mod supervisor;
 mod survey;
 pub mod view;
@@ -31,6 +33,7 @@ mod walk;
 mod watch;
 mod worker;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -41,6 +44,7 @@ use parking_lot::Mutex;
 
 pub use keeper::Report;
 pub use problem::{Problem, ProblemReason};
+pub use site::{Roots, Site, SiteId, SiteReport};
 use survey::Stopping;
 pub use survey::SurveyError;
 
@@ -51,17 +55,15 @@ use self::judge::{Unarmed, Wrap};
 use self::keeper::{Errand, Keeper};
 use self::known::Fingerprints;
 use self::lookup::Lookups;
-use self::marks::Ledger;
 use self::opener::Wanted;
+use self::standing::Standing;
 use self::supervisor::Supervisor;
-use self::watch::Watcher;
 use self::worker::{Command, Desk, Orders, Worker};
 use crate::events::{GuardText, Line};
 use crate::fanotify::{Features, GroupError};
 use crate::metrics::{GuardMetrics, GuardState, MarkCounts};
 use crate::policy::{Exceptions, GuardSpec};
-use crate::process::look::Anchor;
-use crate::root::Root;
+use crate::process::look::{Anchor, NodeAgents};
 
 /// What the names of worker threads begin with.
 pub const WORKER_PREFIX: &str = "jg-";
@@ -81,6 +83,8 @@ pub struct Shared {
     pub wants_everything: bool,
     /// Set when the process ends: surveys are given up.
     pub stopping: Arc<AtomicBool>,
+    /// The node's own agents, which no guard denies, if there are any.
+    pub agents: Option<Arc<dyn NodeAgents>>,
     /// For tests of what happens when judging breaks; otherwise empty.
     pub wrap: Wrapping,
 }
@@ -129,19 +133,21 @@ impl std::fmt::Debug for Errand {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Errand::Update(..) => "Update",
+            Errand::Containers(..) => "Containers",
             Errand::Stop => "Stop",
         })
     }
 }
 
 impl Guard {
-    /// Starts a guard; returns when it is in force.
+    /// Starts a guard; returns when it is in force. `pod`: what event lines call the pod, if it is one.
     ///
     /// # Errors
     /// [`StartError`]; nothing is left behind then.
     pub fn start(
         spec: Arc<GuardSpec>,
-        root: Root,
+        roots: Roots,
+        pod: Option<Arc<str>>,
         metrics: GuardMetrics,
         shared: &Shared,
     ) -> Result<Guard, StartError> {
@@ -151,7 +157,16 @@ impl Guard {
         let clone = || groups.try_clone().map_err(resource("a duplicate of the group's descriptor"));
         let (worker, mailbox) = doorbell::channel().map_err(resource("an eventfd"))?;
         let (errands, errand_box) = doorbell::channel().map_err(resource("an eventfd"))?;
-        let watcher = Watcher::new().map_err(resource("an inotify instance (fs.inotify.max_user_instances)"))?;
+        let (standings, offered) = match roots {
+            Roots::One(root) => {
+                let anchor = Anchor::new(&root).map_err(resource("the container's first process"))?;
+                let nameless = Arc::from("");
+                let standing = Standing::new(SiteId(0), nameless, None, root, anchor)
+                    .map_err(resource("an inotify instance (fs.inotify.max_user_instances)"))?;
+                (vec![standing], None)
+            }
+            Roots::Pod(sites) => (Vec::new(), Some(sites)),
+        };
 
         let fingerprints = Fingerprints::default();
         let desk = Arc::new(Desk {
@@ -162,16 +177,17 @@ impl Guard {
             features: shared.features,
             fingerprints: fingerprints.clone(),
             own_pid: rustix::process::getpid().as_raw_pid(),
-            anchor: Arc::new(Anchor::new(&root).map_err(resource("the container's first process"))?),
+            agents: shared.agents.clone(),
         });
         let orders = Arc::new(Orders {
             judge: Arc::new(Unarmed),
-            text: Arc::new(GuardText::new(&spec, metrics.log_dropped())),
+            text: Arc::new(GuardText::new(&spec, pod.clone(), metrics.log_dropped())),
             wanted: Wanted::default(),
             events: spec.kernel_events(),
             by_handle: false,
             near_only: false,
             exceptions: Arc::new(Exceptions::new(&spec)),
+            posts: Vec::new(),
         });
         let inbox = Inbox::new(clone()?, desk, orders.judge.clone());
         let hand = Worker::new(inbox, mailbox, orders).map_err(|(source, _)| resource("/proc/self/fd")(source))?;
@@ -186,10 +202,10 @@ impl Guard {
             state: GuardState::Starting,
             marks: MarkCounts::default(),
             problems: Default::default(),
+            sites: Vec::new(),
         }));
         let stopping = Arc::new(AtomicBool::new(false));
         let keeper = Keeper {
-            root,
             groups,
             fingerprints,
             features: shared.features,
@@ -200,10 +216,14 @@ impl Guard {
             stopping: Stopping { guard: stopping.clone(), process: shared.stopping.clone() },
             wants_everything: shared.wants_everything,
             wrap: shared.wrap.clone(),
-            ledger: Ledger::default(),
-            watcher,
             spec: spec.clone(),
-            ruling: None,
+            pod,
+            agents: shared.agents.is_some(),
+            standings,
+            offered,
+            numbers: HashMap::new(),
+            next: 1,
+            outside: Default::default(),
         };
         let mut guard = Guard { errands, worker, keeper: None, stopped, stopping, report };
         let thread = std::thread::Builder::new().name(thread_name("jk-", name)).spawn(move || keeper.keep());
@@ -230,6 +250,17 @@ impl Guard {
     pub fn update(&self, spec: Arc<GuardSpec>) -> Result<(), SurveyError> {
         let (answer, answered) = bounded(1);
         self.errands.send(Errand::Update(spec, answer)).map_err(|_| SurveyError::Stopped)?;
+        answered.recv().unwrap_or(Err(SurveyError::Stopped))
+    }
+
+    /// Says which containers the pod has now: all of them, selected or not. Returns when those that are selected are
+    /// guarded, and the marks of those that have gone are taken away.
+    ///
+    /// # Errors
+    /// [`SurveyError`]. A container that cannot be entered is none: it is a problem in the report, and tried again.
+    pub fn containers(&self, sites: Vec<Site>) -> Result<(), SurveyError> {
+        let (answer, answered) = bounded(1);
+        self.errands.send(Errand::Containers(sites, answer)).map_err(|_| SurveyError::Stopped)?;
         answered.recv().unwrap_or(Err(SurveyError::Stopped))
     }
 

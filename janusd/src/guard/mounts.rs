@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use super::reach::{self, MountFacts, Reach, Refusal};
 use super::survey::SurveyError;
-use super::view::{Place, Tree, View, below, join};
+use super::view::{Place, Showing, Tree, View, below, join};
 use crate::fanotify::Features;
 use crate::fanotify::look::{self, Stat};
 use crate::root::Root;
@@ -33,7 +33,10 @@ impl Surveyable {
     }
 }
 
-pub(super) struct Mounts(Vec<Surveyable>);
+pub(super) struct Mounts {
+    all: Vec<Surveyable>,
+    own: bool,
+}
 
 impl Mounts {
     pub(super) fn read(root: &Root, root_fd: BorrowedFd<'_>, features: &Features) -> Result<Mounts, SurveyError> {
@@ -85,35 +88,37 @@ impl Mounts {
             };
             mounts.push(Surveyable { mount, tree_at, at, shown, id, reach });
         }
-        Ok(Mounts(mounts))
+        Ok(Mounts { all: mounts, own: own_namespace })
+    }
+
+    /// Whether they are in a mount namespace of the root's own.
+    pub(super) fn own(&self) -> bool {
+        self.own
     }
 
     pub(super) fn view(&self) -> View {
-        let guarded = || self.0.iter().filter(|m| !matches!(m.reach, Reach::Refused(_)));
+        let guarded = || self.all.iter().filter(|m| !matches!(m.reach, Reach::Refused(_)));
         View {
-            trees: guarded()
+            mounts: guarded()
                 .filter_map(|m| {
                     let tree = Tree { device: m.mount.device(), root: m.mount.root.clone(), at: m.tree_at.clone() };
-                    Some((m.id?, tree))
+                    let watched = matches!(m.reach, Reach::Filesystem | Reach::Mount { inodes: true });
+                    Some(Showing { mount: m.id?, tree, watched })
                 })
                 .collect(),
             places: guarded()
                 .map(|m| Place { device: m.mount.device(), root: m.shown.clone(), at: m.at.clone() })
                 .collect(),
-            watched: guarded()
-                .filter(|m| matches!(m.reach, Reach::Filesystem | Reach::Mount { inodes: true }))
-                .filter_map(|m| m.id)
-                .collect(),
         }
     }
 
     pub(super) fn iter(&self) -> std::slice::Iter<'_, Surveyable> {
-        self.0.iter()
+        self.all.iter()
     }
 
     /// The mount on which a path (free of symlinks) lies: the deepest, and of several on one mountpoint the last.
     pub(super) fn holding(&self, path: &[u8]) -> Option<&Surveyable> {
-        self.0.iter().filter(|m| below(&m.at, path).is_some()).max_by_key(|m| m.at.len())
+        self.all.iter().filter(|m| below(&m.at, path).is_some()).max_by_key(|m| m.at.len())
     }
 }
 
@@ -121,8 +126,8 @@ impl Gate for Mounts {
     fn enter(&self, file: BorrowedFd<'_>, stat: &Stat) -> bool {
         // A mount that has come since the list was read is not entered: its coming starts another survey.
         let harmless = |reach| !matches!(reach, Reach::Refused(Refusal::CanHang | Refusal::Unknown | Refusal::Virtual));
-        self.0.iter().any(|m| m.id == Some(stat.mount))
-            || look::mountinfo_id(file).is_ok_and(|id| self.0.iter().any(|m| m.mount.id == id && harmless(m.reach)))
+        self.all.iter().any(|m| m.id == Some(stat.mount))
+            || look::mountinfo_id(file).is_ok_and(|id| self.all.iter().any(|m| m.mount.id == id && harmless(m.reach)))
     }
 }
 

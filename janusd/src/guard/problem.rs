@@ -29,6 +29,8 @@ pub enum ProblemReason {
     AuditUnavailable,
     /// The thread that surveys the root panicked. What was in force stays; it starts again.
     KeeperPanicked,
+    /// The container's name is not known yet. It counts as one that the guard selects.
+    NameUnknown,
     /// A path does not exist yet. It is guarded from the moment it does.
     PathAbsent,
 }
@@ -49,14 +51,15 @@ impl ProblemReason {
             ProblemReason::WatchLimit => "WatchLimit",
             ProblemReason::AuditUnavailable => "AuditUnavailable",
             ProblemReason::KeeperPanicked => "KeeperPanicked",
+            ProblemReason::NameUnknown => "NameUnknown",
             ProblemReason::PathAbsent => "PathAbsent",
         }
     }
 
     /// Whether something that should be guarded is not. A path that is merely absent, or left out as `onlyDir` asks, is
-    /// no such thing.
+    /// no such thing; nor is a container that is guarded under no name.
     pub const fn degrades(self) -> bool {
-        !matches!(self, ProblemReason::PathAbsent | ProblemReason::NotADirectory)
+        !matches!(self, ProblemReason::PathAbsent | ProblemReason::NotADirectory | ProblemReason::NameUnknown)
     }
 }
 
@@ -71,4 +74,6 @@ pub struct Problem {
     pub path: Vec<u8>,
     /// What else there is to say.
     pub detail: String,
+    /// The container that it is about: its name, or its id while that is not known. Filled in when a survey ends.
+    pub container: Option<std::sync::Arc<str>>,
 }

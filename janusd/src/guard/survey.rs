@@ -2,7 +2,7 @@
 //!
 //! Flow: read the root's mounts and choose a [`Reach`] for each; follow each rule's path; lay the marks (through the
 //! ledger, before anything that they cover is listed); watch the directories that the findings rest on; hand out the
-//! [`Ruling`].
+//! [`SiteRules`].
 //!
 //! Guarantees: runs on another thread than the worker, since what it lists may be marked by its own group. Level-
 //! triggered: run again, it finds the same or the new state, whatever happened between. Keeps no descriptor.
@@ -15,12 +15,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::FileType;
 
 use super::groups::Groups;
-use super::judge::{Judge, Ruling};
+use super::judge::SiteRules;
 use super::known::Fingerprints;
 use super::marks::{Ledger, Want};
 use super::mounts::{Mounts, Surveyable, shares_node_namespace};
 use super::problem::{Problem, ProblemReason};
 use super::reach::{Reach, Refusal};
+use super::site::SiteId;
 use super::view::{below, join};
 use super::walk::{Lessons, MOST_ENTRIES, Near, Walk};
 use super::watch::{For, Watcher};
@@ -75,12 +76,13 @@ pub(super) struct Surveyor<'a> {
     pub(super) ledger: &'a mut Ledger,
     pub(super) watcher: &'a mut Watcher,
     pub(super) stopping: &'a Stopping,
+    pub(super) site: SiteId,
 }
 
 /// What it found.
 #[derive(Debug)]
 pub(super) struct Surveyed {
-    pub(super) ruling: Arc<Ruling>,
+    pub(super) rules: Arc<SiteRules>,
     pub(super) problems: BTreeSet<Problem>,
     /// Whether the root shows an overlay.
     pub(super) overlay: bool,
@@ -102,21 +104,20 @@ impl Surveyor<'_> {
             }
         }
         let bindings = std::mem::take(&mut pass.bindings);
-        let ruling = Arc::new(Ruling {
+        let rules = Arc::new(SiteRules {
+            site: pass.surveyor.site,
             policy: Policy::new(spec, &bindings),
             view: mounts.view(),
-            events: spec.kernel_events(),
+            own_mounts: mounts.own(),
             by_mount: !bindings.mounts.is_empty(),
-            denies_something: spec.rules().any(|(rule, _)| rule.list == List::Deny),
-            failure_policy: spec.failure_policy(),
-            enforcement: spec.enforcement(),
+            events: spec.kernel_events(),
         });
         for walk in std::mem::take(&mut pass.walks) {
-            pass.walk(&walk, &ruling, lessons)?;
+            pass.walk(&walk, &rules, lessons)?;
         }
         let overlay = mounts.iter().any(|mount| mount.mount.fstype == "overlay");
         let near_only = !mounts.iter().any(|mount| matches!(mount.reach, Reach::Filesystem | Reach::Mount { .. }));
-        Ok(Surveyed { ruling, problems: pass.problems, overlay, near_only })
+        Ok(Surveyed { rules, problems: pass.problems, overlay, near_only })
     }
 
     /// Marks and learns what has just appeared in a guarded directory, without surveying the rest: the rules need not
@@ -124,7 +125,7 @@ impl Surveyor<'_> {
     pub(super) fn extend(
         &mut self,
         spec: &GuardSpec,
-        ruling: &Ruling,
+        rules: &SiteRules,
         appeared: &[Vec<u8>],
         lessons: &mut Lessons<'_>,
     ) -> Result<(), SurveyError> {
@@ -140,8 +141,8 @@ impl Surveyor<'_> {
             if stat.is_directory() {
                 let near = pass.near(held.reach, List::Deny);
                 // Depth limits are left to the next full survey: a mark too many costs an answer, one too few a file.
-                pass.walk(&Walk { from: path.clone(), left: u32::MAX, pattern: None, near }, ruling, lessons)?;
-            } else if ruling.denies(path, false) {
+                pass.walk(&Walk { from: path.clone(), left: u32::MAX, pattern: None, near }, rules, lessons)?;
+            } else if rules.denies(path, false) {
                 let near = pass.near(held.reach, List::Deny);
                 if near.files {
                     pass.mark_open(None, MarkTarget::Inode, path, &file, &stat, near.shared);
@@ -157,17 +158,6 @@ impl Surveyor<'_> {
             let _not_ignored = pass.surveyor.groups.wide.heed_file(spec.kernel_events(), file.as_fd());
         }
         Ok(())
-    }
-
-    /// Takes away the marks and watches that the last survey did not want. Call it once the new rules are in force. True
-    /// when directories could not be watched.
-    ///
-    /// `rules_changed`: without it no mark is taken away, for the files are the same. What a rule looked for may have been
-    /// moved, and be back the next moment.
-    pub(super) fn sweep(&mut self, rules_changed: bool) -> Result<bool, SurveyError> {
-        let root = self.root.open()?;
-        self.ledger.sweep(self.groups, root.as_fd(), self.features, rules_changed);
-        Ok(self.watcher.sweep())
     }
 }
 
@@ -189,7 +179,13 @@ impl<'a, 's> Pass<'a, 's> {
     }
 
     fn problem(&mut self, reason: ProblemReason, rule: RuleId, path: &[u8], detail: impl Into<String>) {
-        self.problems.insert(Problem { reason, rule: Some(rule), path: path.to_vec(), detail: detail.into() });
+        self.problems.insert(Problem {
+            reason,
+            rule: Some(rule),
+            path: path.to_vec(),
+            detail: detail.into(),
+            container: None,
+        });
     }
 
     fn bind(&mut self, rule: RuleId, pattern: &PathPattern, subject: &Subject) -> Result<(), SurveyError> {
@@ -438,6 +434,7 @@ impl<'a, 's> Pass<'a, 's> {
                     rule,
                     path: path.to_vec(),
                     detail: error.to_string(),
+                    container: None,
                 });
                 false
             }

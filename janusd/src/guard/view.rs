@@ -5,7 +5,7 @@
 //! file. So a path is first taken back to its place in the file system (the [`Tree`] of the mount it came through), and
 //! from there to every name under which the guarded root shows that place ([`Place`]).
 
-use std::collections::{HashMap, HashSet};
+use super::site::SiteId;
 
 /// One mount, as paths that were opened through it read: which part of which file system appears where.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,15 +29,24 @@ pub struct Place {
     pub at: Vec<u8>,
 }
 
-/// What the guarded root shows, and the mounts whose paths can be read without asking.
+/// A mount of a guarded root, whose paths can be read without asking.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Showing {
+    /// Its id, as `statx` gives it.
+    pub mount: u64,
+    /// How its paths read.
+    pub tree: Tree,
+    /// Guarded directories on it bear near marks: only there may files be left to the kernel.
+    pub watched: bool,
+}
+
+/// What a guarded root shows.
 #[derive(Debug, Clone, Default)]
 pub struct View {
-    /// Keyed by the mount id of `statx`.
-    pub trees: HashMap<u64, Tree>,
-    /// In no particular order.
+    /// Its mounts.
+    pub mounts: Vec<Showing>,
+    /// What they show, in no particular order.
     pub places: Vec<Place>,
-    /// The mounts (ids as in `trees`) whose guarded directories bear near marks: only there may files be ignored.
-    pub watched: HashSet<u64>,
 }
 
 /// Room for the names of one file; kept between events so that a steady stream allocates nothing.
@@ -45,6 +54,8 @@ pub struct View {
 pub struct Names {
     bytes: Vec<u8>,
     ends: Vec<usize>,
+    /// Whose names they are.
+    site: Option<SiteId>,
 }
 
 impl Names {
@@ -52,6 +63,18 @@ impl Names {
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.ends.clear();
+        self.site = None;
+    }
+
+    /// Forgets all, and takes another's names from now on.
+    pub fn begin(&mut self, site: SiteId) {
+        self.clear();
+        self.site = Some(site);
+    }
+
+    /// Whose names they are.
+    pub fn site(&self) -> Option<SiteId> {
+        self.site
     }
 
     /// How many.
@@ -149,14 +172,13 @@ mod tests {
     fn container() -> View {
         let place = |device, root: &str, at: &str| Place { device, root: root.into(), at: at.into() };
         View {
-            trees: HashMap::new(),
+            mounts: Vec::new(),
             places: vec![
                 place(OVERLAY, "/", "/"),
                 place(DISK, "/pods/1/vol", "/data"),
                 place(DISK, "/pods/1/vol/sub", "/sub"),
                 place(DISK, "/pods/1/hosts", "/etc/hosts"),
             ],
-            watched: HashSet::new(),
         }
     }
 

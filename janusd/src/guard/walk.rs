@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{Dir, FileType, Mode, OFlags};
 
-use super::judge::{Judge, Ruling};
+use super::judge::SiteRules;
 use super::known::Learned;
 use super::problem::{Problem, ProblemReason};
 use super::reach::Reach;
@@ -75,7 +75,12 @@ impl Pass<'_, '_> {
 
     /// Marks the directories of a tree and learns what a rule denies in them. Stays on one mount. Each directory is
     /// marked and watched before it is listed, so that nothing comes to be in between.
-    pub(super) fn walk(&mut self, walk: &Walk, ruling: &Ruling, lessons: &mut Lessons<'_>) -> Result<(), SurveyError> {
+    pub(super) fn walk(
+        &mut self,
+        walk: &Walk,
+        rules: &SiteRules,
+        lessons: &mut Lessons<'_>,
+    ) -> Result<(), SurveyError> {
         let Walk { near, .. } = *walk;
         let mut ahead = vec![(walk.from.clone(), walk.left)];
         let mut learned = Vec::new();
@@ -86,7 +91,7 @@ impl Pass<'_, '_> {
             if *mount.get_or_insert(stat.mount) != stat.mount {
                 continue;
             }
-            if looked == 0 && near.learn && ruling.denies(&directory, stat.is_directory()) {
+            if looked == 0 && near.learn && rules.denies(&directory, stat.is_directory()) {
                 learned.push(self.lesson(&file, &stat, &directory));
             }
             looked += 1;
@@ -107,11 +112,12 @@ impl Pass<'_, '_> {
                         rule: None,
                         path: walk.from.clone(),
                         detail: format!("what lies beyond {MOST_ENTRIES} entries is guarded by name only"),
+                        container: None,
                     });
                     lessons(learned);
                     return Ok(());
                 }
-                if near.learn && (is_directory || kind == FileType::RegularFile) && ruling.denies(&path, is_directory) {
+                if near.learn && (is_directory || kind == FileType::RegularFile) && rules.denies(&path, is_directory) {
                     if near.files && !is_directory {
                         self.mark_file(&path, near.shared);
                     }
@@ -141,6 +147,7 @@ impl Pass<'_, '_> {
                 detail: format!(
                     "beyond {MOST_FILE_MARKS} files, one that is moved or linked elsewhere is not followed"
                 ),
+                container: None,
             });
         } else if let Ok((file, stat)) = self.open(path) {
             self.mark_open(None, MarkTarget::Inode, path, &file, &stat, shared);
@@ -150,7 +157,7 @@ impl Pass<'_, '_> {
     pub(super) fn lesson(&self, file: &OwnedFd, stat: &Stat, name: &[u8]) -> Learned {
         let handle = look::handle(file.as_fd(), self.surveyor.features);
         let fingerprint = handle.map(|handle| self.surveyor.fingerprints.of(&handle));
-        Learned { inode: stat.inode, fingerprint, name: name.into() }
+        Learned { inode: stat.inode, fingerprint, site: self.surveyor.site, name: name.into() }
     }
 
     /// The same for an entry of a directory, without opening it.
@@ -159,7 +166,7 @@ impl Pass<'_, '_> {
         let inode = look::inode_at(directory.as_fd(), entry).ok()?;
         let handle = look::handle_at(directory.as_fd(), entry, self.surveyor.features);
         let fingerprint = handle.map(|handle| self.surveyor.fingerprints.of(&handle));
-        Some(Learned { inode, fingerprint, name: name.into() })
+        Some(Learned { inode, fingerprint, site: self.surveyor.site, name: name.into() })
     }
 
     /// The entries of a directory; `None` when it cannot be read, or is none. Opening and listing it may raise events for

@@ -22,10 +22,11 @@ use rustix::io::Errno;
 use super::doorbell::{Mailbox, Speaker};
 use super::groups::Queue;
 use super::inbox::{Awaited, Held, Inbox};
-use super::judge::{Asker, Judge, Mount, Seen, Verdict};
+use super::judge::{Ask, Asker, Judge, Known, Mount, Seen, Verdict};
 use super::known::{Fingerprint, Fingerprints, Learned};
 use super::lookup::{self, Lookups, MountRequest, ProcessRequest};
 use super::opener::{Opener, Wanted};
+use super::site::SiteId;
 use super::view::{Names, Tree};
 use crate::events::{GuardText, Line};
 use crate::fanotify::answer::{Answer, BATCH, Outcome};
@@ -34,7 +35,7 @@ use crate::fanotify::look::{self, Stat};
 use crate::fanotify::{Features, PermissionEvent, ReadError};
 use crate::metrics::GuardMetrics;
 use crate::policy::{Decision, Depends, Events, Exceptions, Failure, Origin, Reason, Response};
-use crate::process::look::{Anchor, Found};
+use crate::process::look::{Anchor, Found, NodeAgents};
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -82,6 +83,25 @@ pub(super) struct Orders {
     pub near_only: bool,
     /// Whom denies do not reach.
     pub exceptions: Arc<Exceptions>,
+    /// The roots that are guarded.
+    pub posts: Vec<Post>,
+}
+
+/// A guarded root, as far as its worker has to know it.
+#[derive(Debug, Clone)]
+pub(super) struct Post {
+    /// Which.
+    pub site: SiteId,
+    /// The container's name, if it is one and known.
+    pub container: Option<Arc<str>>,
+    /// What processes are told apart by.
+    pub anchor: Arc<Anchor>,
+}
+
+impl Orders {
+    fn post(&self, site: Option<SiteId>) -> Option<&Post> {
+        self.posts.iter().find(|post| Some(post.site) == site)
+    }
 }
 
 /// What a worker needs besides orders; the same for the guard's whole life.
@@ -94,8 +114,8 @@ pub(super) struct Desk {
     pub(super) features: Features,
     pub(super) fingerprints: Fingerprints,
     pub(super) own_pid: i32,
-    /// What processes are told apart by.
-    pub(super) anchor: Arc<Anchor>,
+    /// The node's agents, if there are any.
+    pub(super) agents: Option<Arc<dyn NodeAgents>>,
 }
 
 impl Desk {
@@ -152,6 +172,8 @@ struct Note {
     /// The end of its path in `shown`; it begins where the previous one ends.
     shown_to: usize,
     opener: Option<Opener>,
+    /// Whose name it is shown by.
+    site: Option<SiteId>,
     /// The end of its denied name in `denied`, likewise.
     denied_to: usize,
     /// The kernel may answer for this file from now on.
@@ -217,7 +239,7 @@ impl Worker {
                     }
                     Command::Learn(files, acknowledge) => {
                         for file in files {
-                            self.inbox.learn(file.inode, file.fingerprint, &file.name);
+                            self.inbox.learn(&file);
                         }
                         if let Some(acknowledge) = acknowledge {
                             let _gone = acknowledge.send(());
@@ -338,9 +360,11 @@ impl Worker {
         let Some(note) = batch.notes.last_mut() else { return };
         let Some(stat) = note.stat.filter(|_| !note.own) else { return };
         let denied = decision.response == Response::Deny || decision.would_deny;
-        if decision.rule.is_some() && (denied || decision.reason == Reason::Except) {
+        if decision.rule.is_some() && (denied || matches!(decision.reason, Reason::Except | Reason::NodeAgent)) {
             if inbox.known.names(stat.inode, kernel.fingerprint).next().is_none()
-                && let Some(name) = kernel.names.iter().find(|name| orders.judge.denies(name, stat.is_directory()))
+                && let Some(site) = note.site
+                && let Some(name) =
+                    kernel.names.iter().find(|name| orders.judge.denies(site, name, stat.is_directory()))
             {
                 batch.denied.extend_from_slice(name);
                 note.denied_to = batch.denied.len();
@@ -351,7 +375,7 @@ impl Worker {
                 && matches!(decision.reason, Reason::NoRule | Reason::RuleAllow)
                 && !decision.line
                 && inbox.may_ignore(&stat)
-                && orders.judge.indifferent(&stat, &kernel.names);
+                && kernel.indifferent(&inbox.fresh[at], &stat, &*orders.judge);
         }
     }
 
@@ -360,6 +384,7 @@ impl Worker {
         let (inbox, orders) = (&*inbox, &**orders);
         let event = &inbox.fresh[at];
         let verdict = kernel.judge(inbox, event, stat, orders, brought);
+        note.site = kernel.names.site();
         if verdict != Verdict::AskMount {
             return conclude(inbox, orders, event, brought, note, verdict);
         }
@@ -370,6 +395,7 @@ impl Worker {
         let refused = Err(failure);
         let brought = Brought { tree: Some(&refused), ..brought };
         let verdict = kernel.judge(inbox, event, stat, orders, brought);
+        note.site = kernel.names.site();
         conclude(inbox, orders, event, brought, note, verdict)
     }
 
@@ -380,8 +406,10 @@ impl Worker {
         for (at, note) in self.batch.notes.iter().enumerate() {
             let denied = &self.batch.denied[from..note.denied_to];
             from = note.denied_to;
-            if !denied.is_empty() {
-                self.inbox.learn_open(at, note.stat, denied, &self.orders);
+            if let Some(site) = note.site
+                && !denied.is_empty()
+            {
+                self.inbox.learn_open(at, note.stat, site, denied, &self.orders);
             }
         }
     }
@@ -395,7 +423,8 @@ impl Worker {
             self.batch.shown.extend_from_slice(path);
         }
         let opener = (self.orders.wanted != Wanted::default()).then(|| {
-            let user = |ours| self.inbox.desk.anchor.user(ours);
+            let post = self.orders.post(self.kernel.names.site());
+            let user = |ours| post.and_then(|post| post.anchor.user(ours));
             Opener { origin, ..Opener::look(event.pid, self.orders.wanted, user) }
         });
         if let Some(note) = self.batch.notes.last_mut() {
@@ -451,6 +480,7 @@ impl Worker {
                             event: event.event,
                             directory: note.stat.is_some_and(|stat| stat.is_directory()),
                             path: shown.into(),
+                            container: self.orders.post(note.site).and_then(|post| post.container.clone()),
                             pid: event.pid,
                             opener: note.opener.take(),
                         };
@@ -476,7 +506,7 @@ impl Worker {
         let asker = match found {
             // Weighed by exceptions that are no longer in force: asked again, by those that are.
             Ok(_) if !Arc::ptr_eq(exceptions, &self.orders.exceptions) => Asker::Unasked,
-            Ok(found) => Asker::Known(found.who),
+            Ok(found) => Asker::Known(Known { who: found.who, agent: found.agent }),
             Err(failure) => Asker::Failed(failure),
         };
         self.release_one(at, asker, found.ok().and_then(|found| found.process.origin));
@@ -549,24 +579,24 @@ fn conclude(
     verdict: Verdict,
 ) -> Option<Decision> {
     let judge = &*orders.judge;
-    let (depends, otherwise) = match verdict {
+    let ask = match verdict {
         // Only the line depends on it: one without is better than none.
         Verdict::Decided(decision) if decision.line && orders.wanted.origin && brought.asker == Asker::Unasked => {
-            (Depends::NOTHING, decision)
+            Ask { site: note.site, depends: Depends::NOTHING, agent: false, otherwise: decision }
         }
         Verdict::Decided(decision) => return Some(decision),
-        Verdict::AskProcess(depends) => (depends, judge.failed(Failure::LookupBusy)),
+        Verdict::AskProcess(ask) => ask,
         // Asked for again after it failed, which no judge of ours does.
         Verdict::AskMount => return Some(judge.failed(Failure::UnknownMount)),
     };
-    match ask_process(inbox, orders, event, depends) {
+    match ask_process(inbox, orders, event, &ask) {
         Ok(ticket) => {
             note.awaited = Some(Awaited::Process(ticket));
             note.tree = brought.tree.cloned();
             None
         }
-        Err(Failure::LookupBusy) => Some(otherwise),
-        Err(_) if depends.is_nothing() => Some(otherwise),
+        Err(Failure::LookupBusy) => Some(ask.otherwise),
+        Err(_) if ask.depends.is_nothing() => Some(ask.otherwise),
         Err(failure) => Some(judge.failed(failure)),
     }
 }
@@ -583,18 +613,19 @@ fn ask_mount(inbox: &Inbox, event: &PermissionEvent, stat: &Stat) -> Result<(), 
 }
 
 /// Has the process that asks looked at; the answer comes as [`Command::Process`], under the ticket.
-fn ask_process(inbox: &Inbox, orders: &Orders, event: &PermissionEvent, depends: Depends) -> Result<u64, Failure> {
+fn ask_process(inbox: &Inbox, orders: &Orders, event: &PermissionEvent, ask: &Ask) -> Result<u64, Failure> {
     // Unique over all workers: a successor inherits what its predecessor has asked for.
     static TICKETS: AtomicU64 = AtomicU64::new(0);
     let ticket = TICKETS.fetch_add(1, Ordering::Relaxed);
     let file =
-        if depends.interpreter { Some(event.file.try_clone().map_err(|_| Failure::ProcessLookup)?) } else { None };
+        if ask.depends.interpreter { Some(event.file.try_clone().map_err(|_| Failure::ProcessLookup)?) } else { None };
     inbox.desk.lookups.ask_process(ProcessRequest {
         ticket,
         pid: event.pid,
-        depends,
+        depends: ask.depends,
+        agents: inbox.desk.agents.clone().filter(|_| ask.agent),
         exceptions: orders.exceptions.clone(),
-        anchor: inbox.desk.anchor.clone(),
+        anchor: orders.post(ask.site).map(|post| post.anchor.clone()),
         features: inbox.desk.features,
         file,
         since: inbox.read_at,
@@ -634,5 +665,13 @@ impl Kernel {
             asker: brought.asker,
         };
         judge.judge(&seen, brought.mount(), &inbox.known, &mut self.names)
+    }
+
+    /// Whether nobody needs to be asked again about this file.
+    fn indifferent(&mut self, event: &PermissionEvent, stat: &Stat, judge: &dyn Judge) -> bool {
+        match self.paths.of(&event.file) {
+            Ok(path) => judge.indifferent(stat, path, &mut self.names),
+            Err(_) => false,
+        }
     }
 }

@@ -57,6 +57,8 @@ pub enum Reason {
     OriginUndecided,
     /// An open that amounts to an execution: the process runs the file's program interpreter.
     Interpreter,
+    /// A rule denies it, and the process is one of the node's own agents, which are never denied.
+    NodeAgent,
     /// No rule matched.
     NoRule,
     /// It could not be judged.
@@ -64,7 +66,8 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// The word for lines: `rule-deny`, `rule-allow`, `except`, `origin-undecided`, `interpreter`, `no-rule`, or the
+    /// The word for lines: `rule-deny`, `rule-allow`, `except`, `origin-undecided`, `interpreter`, `node-agent`,
+    /// `no-rule`, or the
     /// failure's.
     pub const fn word(self) -> &'static str {
         match self {
@@ -73,6 +76,7 @@ impl Reason {
             Reason::Except => "except",
             Reason::OriginUndecided => "origin-undecided",
             Reason::Interpreter => "interpreter",
+            Reason::NodeAgent => "node-agent",
             Reason::NoRule => "no-rule",
             Reason::Failure(failure) => failure.word(),
         }
@@ -125,6 +129,15 @@ pub struct Depends {
 impl Depends {
     /// On nothing.
     pub const NOTHING: Depends = Depends { exceptions: Subjects::NONE, interpreter: false };
+
+    /// On what either depends.
+    #[must_use]
+    pub const fn union(self, other: Depends) -> Depends {
+        Depends {
+            exceptions: self.exceptions.union(other.exceptions),
+            interpreter: self.interpreter || other.interpreter,
+        }
+    }
 
     /// Whether the process makes no difference.
     pub const fn is_nothing(self) -> bool {

@@ -184,6 +184,17 @@ pub struct Found {
     pub process: Process,
     /// What that means for the exceptions in question.
     pub who: Who,
+    /// It is one of the node's own agents. False when that was not asked.
+    pub agent: bool,
+}
+
+/// The node's own agents (kubelet, container runtime), which no guard denies.
+pub trait NodeAgents: Send + Sync + std::fmt::Debug {
+    /// Whether a process is one: by the identity of its executable, in the node's mount namespace, in no pod's cgroup.
+    ///
+    /// # Errors
+    /// [`Failure::ProcessLookup`].
+    fn holds(&self, pid: i32, features: &Features) -> Result<bool, Failure>;
 }
 
 impl Anchor {
@@ -199,7 +210,7 @@ impl Anchor {
             let process = if self.container.is_some() { process } else { Process { maybe: None, ..process } };
             let mut who = inquiry.exceptions.weigh(inquiry.depends.exceptions, &process, |_| false);
             who.interpreter = inquiry.depends.interpreter.then_some(false);
-            return Ok(Found { process, who });
+            return Ok(Found { process, who, agent: false });
         }
         let number = Pid::from_raw(inquiry.pid).ok_or(Failure::ProcessLookup)?;
         let pidfd = pidfd_open(number, PidfdFlags::empty()).map_err(|_| Failure::ProcessLookup)?;
@@ -210,7 +221,7 @@ impl Anchor {
         };
         let mut who = inquiry.exceptions.weigh(inquiry.depends.exceptions, &process, |path| executable.is(path));
         who.interpreter = interpreter;
-        if alive(&pidfd) { Ok(Found { process, who }) } else { Err(Failure::ProcessLookup) }
+        if alive(&pidfd) { Ok(Found { process, who, agent: false }) } else { Err(Failure::ProcessLookup) }
     }
 
     fn process(&self, pid: i32) -> Result<Process, Failure> {

@@ -1,0 +1,43 @@
+//! The roots of one guard: the containers of its pod, or the one root of a guard without a cluster.
+
+use std::sync::Arc;
+
+use crate::root::Root;
+
+/// Names a root among a guard's. A container that starts again under its name keeps its number, so that what was learned
+/// of its files holds on; otherwise numbers are never given out again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SiteId(pub u32);
+
+/// A container that has started.
+#[derive(Debug)]
+pub struct Site {
+    /// The runtime's id for it: another one after a restart.
+    pub id: Arc<str>,
+    /// Its name in the pod; `None`: not known yet.
+    pub name: Option<Arc<str>>,
+    /// Its root.
+    pub root: Root,
+    /// Its first process, as our pid namespace numbers it.
+    pub init: i32,
+}
+
+/// What a guard guards.
+#[derive(Debug)]
+pub enum Roots {
+    /// One root, for as long as the guard lives.
+    One(Root),
+    /// The containers of a pod, as they come and go: these for now.
+    Pod(Vec<Site>),
+}
+
+/// One root of a guard, as reports tell of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SiteReport {
+    /// [`Site::id`].
+    pub id: Arc<str>,
+    /// [`Site::name`].
+    pub name: Option<Arc<str>>,
+    /// Every path that can be guarded is, by the rules that the guard has now.
+    pub in_force: bool,
+}
