@@ -3,6 +3,8 @@
 pub mod admin;
 pub mod check;
 pub mod commands;
+pub mod container;
+mod doorbell;
 pub mod events;
 pub mod fanotify;
 pub mod guard;

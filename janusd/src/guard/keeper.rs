@@ -16,7 +16,6 @@ use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::Wrapping;
-use super::doorbell::{Mailbox, Speaker};
 use super::groups::Groups;
 use super::judge::{Judge, Ruling, Stance};
 use super::known::Fingerprints;
@@ -27,6 +26,7 @@ use super::standing::{OnNode, Standing};
 use super::survey::{Stopping, SurveyError, Surveyed, Surveyor};
 use super::watch::Change;
 use super::worker::{Command, Orders};
+use crate::doorbell::{Mailbox, Speaker};
 use crate::events::GuardText;
 use crate::fanotify::Features;
 use crate::metrics::{GuardMetrics, GuardState, MarkCounts};

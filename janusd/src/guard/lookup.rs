@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
-use super::doorbell::Speaker;
 use super::view::Tree;
 use super::worker::Command;
+use crate::doorbell::Speaker;
 use crate::fanotify::{Features, look};
 use crate::policy::{Depends, Exceptions, Failure};
 use crate::process::look::{Anchor, Found, Inquiry, NodeAgents};

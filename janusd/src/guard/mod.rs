@@ -12,7 +12,6 @@
 //! answered: [`inbox`] by way of [`crate::fanotify::answer`]. What happens when one of these breaks: the inbox survives
 //! its worker, the supervisor starts another, and [`crate::policy::Failure`] says what is answered meanwhile.
 
-mod doorbell;
 mod groups;
 mod inbox;
 pub mod judge;
@@ -48,7 +47,6 @@ pub use site::{Roots, Site, SiteId, SiteReport};
 use survey::Stopping;
 pub use survey::SurveyError;
 
-use self::doorbell::Speaker;
 use self::groups::Groups;
 use self::inbox::Inbox;
 use self::judge::{Unarmed, Wrap};
@@ -59,6 +57,8 @@ use self::opener::Wanted;
 use self::standing::Standing;
 use self::supervisor::Supervisor;
 use self::worker::{Command, Desk, Orders, Worker};
+use crate::doorbell;
+use crate::doorbell::Speaker;
 use crate::events::{GuardText, Line};
 use crate::fanotify::{Features, GroupError};
 use crate::metrics::{GuardMetrics, GuardState, MarkCounts};

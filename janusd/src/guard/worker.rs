@@ -19,7 +19,6 @@ use crossbeam_channel::Sender;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::doorbell::{Mailbox, Speaker};
 use super::groups::Queue;
 use super::inbox::{Awaited, Held, Inbox};
 use super::judge::{Ask, Asker, Judge, Known, Mount, Seen, Verdict};
@@ -28,6 +27,7 @@ use super::lookup::{self, Lookups, MountRequest, ProcessRequest};
 use super::opener::{Opener, Wanted};
 use super::site::SiteId;
 use super::view::{Names, Tree};
+use crate::doorbell::{Mailbox, Speaker};
 use crate::events::{GuardText, Line};
 use crate::fanotify::answer::{Answer, BATCH, Outcome};
 use crate::fanotify::group::ReadBuffer;

@@ -104,6 +104,12 @@ impl Home {
         })
     }
 
+    /// The names of the pod's cgroup and of the container's: the kubelet's and the runtime's writing.
+    pub fn names(&self) -> (&[u8], &[u8]) {
+        let last = |path: &'_ [u8]| path.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
+        (&self.pod[last(&self.pod)..], &self.container[last(&self.container)..])
+    }
+
     fn place(&self, cgroups: &Cgroups) -> Place {
         let Some(path) = cgroups.path(&self.hierarchy) else { return Place::Elsewhere };
         let below = |base: &[u8]| path.strip_prefix(base).is_some_and(|rest| rest.is_empty() || rest[0] == b'/');

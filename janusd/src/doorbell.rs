@@ -8,14 +8,14 @@ use rustix::event::EventfdFlags;
 
 /// The sending end.
 #[derive(Debug)]
-pub(super) struct Speaker<T> {
+pub(crate) struct Speaker<T> {
     messages: Sender<T>,
     bell: Arc<OwnedFd>,
 }
 
 /// The receiving end. Clones share one queue: a restarted worker goes on where the last one stopped.
 #[derive(Debug)]
-pub(super) struct Mailbox<T> {
+pub(crate) struct Mailbox<T> {
     messages: Receiver<T>,
     bell: Arc<OwnedFd>,
 }
@@ -23,13 +23,13 @@ pub(super) struct Mailbox<T> {
 /// The other end is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the other end of the channel is gone")]
-pub(super) struct Gone;
+pub(crate) struct Gone;
 
 /// A new channel.
 ///
 /// # Errors
 /// The kernel's: EMFILE.
-pub(super) fn channel<T>() -> std::io::Result<(Speaker<T>, Mailbox<T>)> {
+pub(crate) fn channel<T>() -> std::io::Result<(Speaker<T>, Mailbox<T>)> {
     let bell = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
     let (sender, receiver) = unbounded();
     Ok((Speaker { messages: sender, bell: bell.clone() }, Mailbox { messages: receiver, bell }))
@@ -40,7 +40,7 @@ impl<T> Speaker<T> {
     ///
     /// # Errors
     /// [`Gone`].
-    pub(super) fn send(&self, message: T) -> Result<(), Gone> {
+    pub(crate) fn send(&self, message: T) -> Result<(), Gone> {
         self.messages.send(message).map_err(|_| Gone)?;
         // Fails only when the count is at its maximum, and then the bell is ringing already.
         let _ringing = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
@@ -62,7 +62,7 @@ impl<T> Clone for Mailbox<T> {
 
 impl<T> Mailbox<T> {
     /// Quiets the bell. Call it before the messages are taken: whoever sends afterwards rings again.
-    pub(super) fn quiet(&self) {
+    pub(crate) fn quiet(&self) {
         // EAGAIN: it was not ringing.
         let _silent = rustix::io::read(&self.bell, &mut [0u8; 8]);
     }
@@ -71,7 +71,7 @@ impl<T> Mailbox<T> {
     ///
     /// # Errors
     /// [`Gone`]: none is there and none can come.
-    pub(super) fn take(&self) -> Result<Option<T>, Gone> {
+    pub(crate) fn take(&self) -> Result<Option<T>, Gone> {
         match self.messages.try_recv() {
             Ok(message) => Ok(Some(message)),
             Err(TryRecvError::Empty) => Ok(None),
