@@ -9,7 +9,8 @@ use rustix::event::EventfdFlags;
 /// The sending end.
 #[derive(Debug)]
 pub(crate) struct Speaker<T> {
-    messages: Sender<T>,
+    /// `None` only while it is dropped.
+    messages: Option<Sender<T>>,
     bell: Arc<OwnedFd>,
 }
 
@@ -32,7 +33,7 @@ pub(crate) struct Gone;
 pub(crate) fn channel<T>() -> std::io::Result<(Speaker<T>, Mailbox<T>)> {
     let bell = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
     let (sender, receiver) = unbounded();
-    Ok((Speaker { messages: sender, bell: bell.clone() }, Mailbox { messages: receiver, bell }))
+    Ok((Speaker { messages: Some(sender), bell: bell.clone() }, Mailbox { messages: receiver, bell }))
 }
 
 impl<T> Speaker<T> {
@@ -41,10 +42,22 @@ impl<T> Speaker<T> {
     /// # Errors
     /// [`Gone`].
     pub(crate) fn send(&self, message: T) -> Result<(), Gone> {
-        self.messages.send(message).map_err(|_| Gone)?;
+        self.messages.as_ref().ok_or(Gone)?.send(message).map_err(|_| Gone)?;
+        self.ring();
+        Ok(())
+    }
+
+    fn ring(&self) {
         // Fails only when the count is at its maximum, and then the bell is ringing already.
         let _ringing = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
-        Ok(())
+    }
+}
+
+impl<T> Drop for Speaker<T> {
+    /// Lets go, then rings: the last one's end is a message too.
+    fn drop(&mut self) {
+        self.messages = None;
+        self.ring();
     }
 }
 

@@ -236,7 +236,7 @@ impl Anchor {
     }
 }
 
-fn alive(pidfd: &OwnedFd) -> bool {
+pub(super) fn alive(pidfd: &OwnedFd) -> bool {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     // A pidfd is readable once its process has ended.
     matches!(poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&now)), Ok(0))
@@ -284,21 +284,21 @@ impl Processes for Procfs {
 }
 
 /// A file, by identity: whatever it is called.
-#[derive(Debug, Clone, Copy)]
-struct File {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct File {
     inode: Inode,
     handle: Option<FileHandle>,
 }
 
 impl File {
-    fn of(file: BorrowedFd<'_>, features: &Features) -> Option<File> {
+    pub(super) fn of(file: BorrowedFd<'_>, features: &Features) -> Option<File> {
         let stat = look::stat(file, features).ok()?;
         Some(File { inode: stat.inode, handle: look::handle(file, features) })
     }
 
     fn is(&self, other: &File) -> bool {
         // A number can have been given to another file; a handle never.
-        self.inode == other.inode && self.handle == other.handle
+        self == other
     }
 }
 

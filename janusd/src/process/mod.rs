@@ -6,6 +6,7 @@
 //! Owns: the meaning of origins. Must never: keep a descriptor other than a pidfd, open a file of a container for
 //! reading, or run on a thread that answers events (the kernel takes locks for some of what is read here).
 
+pub mod agents;
 pub mod facts;
 pub mod interpreter;
 pub mod look;
