@@ -11,6 +11,7 @@ pub mod guard;
 pub mod line;
 pub mod manifest;
 pub mod metrics;
+pub mod node;
 pub mod policy;
 pub mod process;
 pub mod root;

@@ -43,6 +43,10 @@ impl Case {
         Container::start(&self.watch, self.scratch("container"))
     }
 
+    pub(crate) fn container_named(&self, name: &str) -> Container {
+        Container::start(&self.watch, self.scratch(name))
+    }
+
     /// Another container of the same pod: it has its emptyDir in common with `other`.
     pub(crate) fn container_beside(&self, name: &str, other: &Container) -> Container {
         Container::start_beside(&self.watch, self.scratch(name), other)

@@ -20,6 +20,7 @@ mod container;
 mod daemon;
 mod directory;
 mod faults;
+mod found;
 mod hammer;
 mod ignored;
 mod in_process;
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
         who::TESTS,
         patterns::TESTS,
         pods::TESTS,
+        found::TESTS,
         lines::TESTS,
         update::TESTS,
         ignored::TESTS,

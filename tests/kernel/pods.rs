@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use janusd::fanotify::Features;
-use janusd::guard::{ProblemReason, Roots, Site};
+use janusd::guard::{Offer, ProblemReason, Roots, Site};
 use janusd::policy::Failure;
 use janusd::process::look::NodeAgents;
 use janusd::root::Root;
@@ -35,12 +35,12 @@ fn site(container: &Container, id: &str, name: Option<&str>) -> Site {
 }
 
 fn pod(case: &Case, manifest: &str) -> Option<InProcess> {
-    InProcess::start(case, || Roots::Pod(Vec::new()), manifest, |_| {})
+    InProcess::start(case, || Roots::Pod(Offer::default()), manifest, |_| {})
 }
 
 fn holds<const N: usize>(janusd: Option<&InProcess>, sites: impl FnOnce() -> [Site; N]) {
     if let Some(janusd) = janusd {
-        janusd.guard().containers(sites().into()).unwrap();
+        janusd.guard().containers(Offer { sites: sites().into(), ..Offer::default() }).unwrap();
     }
 }
 
@@ -180,7 +180,8 @@ fn what_the_nodes_agents_do(case: &Case) {
     let (kubelet, shell) = (case.host(), case.host());
     let manifest = guard_with("g", &["failurePolicy: Deny"], &["{deny: [/e, /secret], events: [all]}"]);
     let agents = Arc::new(Only(i32::try_from(kubelet.pid).unwrap()));
-    let janusd = InProcess::start(case, || Roots::Pod(Vec::new()), &manifest, |shared| shared.agents = Some(agents));
+    let janusd =
+        InProcess::start(case, || Roots::Pod(Offer::default()), &manifest, |shared| shared.agents = Some(agents));
     let janusd = janusd.as_ref();
     let app = case.container();
     holds(janusd, || [site(&app, "a", Some("app"))]);

@@ -21,7 +21,7 @@ use super::judge::{Judge, Ruling, Stance};
 use super::known::Fingerprints;
 use super::opener::Wanted;
 use super::problem::{Problem, ProblemReason};
-use super::site::{Site, SiteId, SiteReport};
+use super::site::{Offer, Site, SiteId, SiteReport};
 use super::standing::{OnNode, Standing};
 use super::survey::{Stopping, SurveyError, Surveyed, Surveyor};
 use super::watch::Change;
@@ -49,8 +49,8 @@ const OBEY: Duration = Duration::from_secs(10);
 pub(super) enum Errand {
     /// Enforce this; answers when it is in force.
     Update(Arc<GuardSpec>, Sender<Result<(), SurveyError>>),
-    /// These are the pod's containers; answers when those that are selected are guarded.
-    Containers(Vec<Site>, Sender<Result<(), SurveyError>>),
+    /// These are the pod's containers; answers, if asked to, when those that are selected are guarded.
+    Containers(Offer, Option<Sender<Result<(), SurveyError>>>),
     /// End. Marks stay for the worker to remove.
     Stop,
 }
@@ -87,7 +87,7 @@ pub(super) struct Keeper {
     /// The roots that are guarded.
     pub(super) standings: Vec<Standing>,
     /// The containers that the pod has; `None`: the guard is for one root.
-    pub(super) offered: Option<Vec<Site>>,
+    pub(super) offered: Option<Offer>,
     /// Numbers of containers by name: one that starts again keeps its own.
     pub(super) numbers: HashMap<Arc<str>, SiteId>,
     /// The next number.
@@ -137,12 +137,14 @@ impl Keeper {
                         // Whoever asked has gone; the guard stands as it is.
                         let _gone = answer.send(result);
                     }
-                    Ok(Some(Errand::Containers(sites, answer))) => {
-                        self.offered = Some(sites);
+                    Ok(Some(Errand::Containers(offer, answer))) => {
+                        self.offered = Some(offer);
                         let result = if self.select() { self.arm(false) } else { self.post() };
                         stale = stale || result.is_err() || !self.outside.is_empty();
-                        // Likewise.
-                        let _gone = answer.send(result);
+                        if let Some(answer) = answer {
+                            // Likewise.
+                            let _gone = answer.send(result);
+                        }
                     }
                     Ok(None) => break,
                     Ok(Some(Errand::Stop)) | Err(_) => return,
@@ -224,7 +226,7 @@ impl Keeper {
             }
         }
         if let Some(offered) = self.offered.as_mut().filter(|_| !gone.is_empty()) {
-            offered.retain(|site| !gone.contains(&site.id));
+            offered.sites.retain(|site| !gone.contains(&site.id));
             self.select();
             stale |= self.post().is_err();
         }
@@ -242,14 +244,21 @@ impl Keeper {
         };
         let leaving: Vec<Standing> = self
             .standings
-            .extract_if(.., |standing| !offered.iter().any(|site| site.id == standing.id && selected(site)))
+            .extract_if(.., |standing| !offered.sites.iter().any(|site| site.id == standing.id && selected(site)))
             .collect();
         for standing in leaving {
             self.retire(standing);
         }
-        self.outside.clear();
+        let unreachable = offered.unreachable.iter().map(|(id, why)| Problem {
+            reason: ProblemReason::RootUnreachable,
+            rule: None,
+            path: Vec::new(),
+            detail: why.clone(),
+            container: Some(id.clone()),
+        });
+        self.outside = unreachable.collect();
         let mut new = false;
-        for site in offered.iter().filter(|site| selected(site)) {
+        for site in offered.sites.iter().filter(|site| selected(site)) {
             if let Some(standing) = self.standings.iter_mut().find(|standing| standing.id == site.id) {
                 if standing.name != site.name {
                     standing.name.clone_from(&site.name);

@@ -43,7 +43,7 @@ use parking_lot::Mutex;
 
 pub use keeper::Report;
 pub use problem::{Problem, ProblemReason};
-pub use site::{Roots, Site, SiteId, SiteReport};
+pub use site::{Offer, Roots, Site, SiteId, SiteReport};
 use survey::Stopping;
 pub use survey::SurveyError;
 
@@ -165,7 +165,7 @@ impl Guard {
                     .map_err(resource("an inotify instance (fs.inotify.max_user_instances)"))?;
                 (vec![standing], None)
             }
-            Roots::Pod(sites) => (Vec::new(), Some(sites)),
+            Roots::Pod(offer) => (Vec::new(), Some(offer)),
         };
 
         let fingerprints = Fingerprints::default();
@@ -258,10 +258,15 @@ impl Guard {
     ///
     /// # Errors
     /// [`SurveyError`]. A container that cannot be entered is none: it is a problem in the report, and tried again.
-    pub fn containers(&self, sites: Vec<Site>) -> Result<(), SurveyError> {
+    pub fn containers(&self, offer: Offer) -> Result<(), SurveyError> {
         let (answer, answered) = bounded(1);
-        self.errands.send(Errand::Containers(sites, answer)).map_err(|_| SurveyError::Stopped)?;
+        self.errands.send(Errand::Containers(offer, Some(answer))).map_err(|_| SurveyError::Stopped)?;
         answered.recv().unwrap_or(Err(SurveyError::Stopped))
+    }
+
+    /// The way to say the same without waiting, for whoever finds containers.
+    pub fn door(&self) -> Door {
+        Door(self.errands.clone())
     }
 
     /// How it is.
@@ -303,6 +308,17 @@ impl Guard {
             }
         }
         self.stopped.recv_deadline(deadline).is_ok()
+    }
+}
+
+/// Takes word of a pod's containers to its guard.
+#[derive(Debug, Clone)]
+pub struct Door(Speaker<Errand>);
+
+impl Door {
+    /// Says which containers the pod has now. Never blocks; a guard that is gone hears nothing.
+    pub fn offer(&self, offer: Offer) {
+        let _gone = self.0.send(Errand::Containers(offer, None));
     }
 }
 

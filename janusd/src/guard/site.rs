@@ -1,5 +1,6 @@
 //! The roots of one guard: the containers of its pod, or the one root of a guard without a cluster.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::root::Root;
@@ -22,13 +23,22 @@ pub struct Site {
     pub init: i32,
 }
 
+/// The containers that a pod has, selected by the guard or not.
+#[derive(Debug, Default)]
+pub struct Offer {
+    /// Those that can be entered.
+    pub sites: Vec<Site>,
+    /// Those that cannot, by id, and why.
+    pub unreachable: BTreeMap<Arc<str>, String>,
+}
+
 /// What a guard guards.
 #[derive(Debug)]
 pub enum Roots {
     /// One root, for as long as the guard lives.
     One(Root),
     /// The containers of a pod, as they come and go: these for now.
-    Pod(Vec<Site>),
+    Pod(Offer),
 }
 
 /// One root of a guard, as reports tell of it.
