@@ -13,6 +13,8 @@ use crate::fanotify::Features;
 use crate::guard::lookup::{LookupThread, Lookups};
 use crate::guard::supervisor::{Supervisor, SupervisorThread};
 use crate::guard::{Shared, WORKER_PREFIX, Wrapping};
+use crate::process::agents::Agents;
+use crate::process::look::NodeAgents;
 
 /// The threads that guards share, and the way to end them.
 #[derive(Debug)]
@@ -77,6 +79,7 @@ impl Engine {
         raise_open_files();
         keep_workers_panics_quiet();
         let features = Features::probe();
+        let agents = Agents::find(&[], &features).map_err(Failed::running)?;
         let failed = |what: &str, error: std::io::Error| Failed::running(format!("{what}: {error}"));
         let (supervisor, supervisor_thread) = Supervisor::start().map_err(|e| failed("supervisor thread", e))?;
         let (lookups, lookup_thread) = Lookups::start().map_err(|e| failed("lookup thread", e))?;
@@ -89,7 +92,9 @@ impl Engine {
             lines,
             wants_everything: format == EventFormat::Json,
             stopping: Arc::new(AtomicBool::new(false)),
-            agents: None,
+            agents: Some(agents)
+                .filter(|agents| !agents.is_empty())
+                .map(|agents| Arc::new(agents) as Arc<dyn NodeAgents>),
             wrap: Wrapping::default(),
         };
         Ok(Engine { shared, supervisor: supervisor_thread, lookups: lookup_thread, lines: line_writer })
