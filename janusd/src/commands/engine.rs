@@ -12,6 +12,7 @@ use crate::events::{EventFormat, LineWriter, Place};
 use crate::fanotify::Features;
 use crate::guard::lookup::{LookupThread, Lookups};
 use crate::guard::supervisor::{Supervisor, SupervisorThread};
+use crate::guard::watch::{WatchThread, Watches};
 use crate::guard::{Shared, WORKER_PREFIX, Wrapping};
 use crate::process::agents::Agents;
 use crate::process::look::NodeAgents;
@@ -23,6 +24,7 @@ pub struct Engine {
     pub shared: Shared,
     supervisor: SupervisorThread,
     lookups: LookupThread,
+    watches: WatchThread,
     lines: LineWriter,
 }
 
@@ -83,12 +85,15 @@ impl Engine {
         let failed = |what: &str, error: std::io::Error| Failed::running(format!("{what}: {error}"));
         let (supervisor, supervisor_thread) = Supervisor::start().map_err(|e| failed("supervisor thread", e))?;
         let (lookups, lookup_thread) = Lookups::start().map_err(|e| failed("lookup thread", e))?;
+        let (watches, watch_thread) = Watches::start()
+            .map_err(|e| failed("inotify instance or its thread (fs.inotify.max_user_instances)", e))?;
         let (lines, line_writer) =
             LineWriter::start(std::io::stdout(), format, local_place()).map_err(|e| failed("line thread", e))?;
         let shared = Shared {
             features,
             supervisor,
             lookups,
+            watches,
             lines,
             wants_everything: format == EventFormat::Json,
             stopping: Arc::new(AtomicBool::new(false)),
@@ -97,12 +102,18 @@ impl Engine {
                 .map(|agents| Arc::new(agents) as Arc<dyn NodeAgents>),
             wrap: Wrapping::default(),
         };
-        Ok(Engine { shared, supervisor: supervisor_thread, lookups: lookup_thread, lines: line_writer })
+        Ok(Engine {
+            shared,
+            supervisor: supervisor_thread,
+            lookups: lookup_thread,
+            watches: watch_thread,
+            lines: line_writer,
+        })
     }
 
     /// Ends the shared threads; stop every guard first. `clean`: every guard has stopped, so the threads will end.
     pub fn finish(self, clean: bool, patience: Duration) {
-        let Engine { shared, supervisor, lookups, lines } = self;
+        let Engine { shared, supervisor, lookups, watches, lines } = self;
         shared.stopping.store(true, Ordering::Relaxed);
         drop(shared);
         if !clean {
@@ -111,6 +122,7 @@ impl Engine {
         }
         supervisor.join();
         lookups.join();
+        watches.join();
         if !lines.finish(patience) {
             tracing::warn!("event lines were lost: nobody read them");
         }

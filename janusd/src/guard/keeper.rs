@@ -24,7 +24,7 @@ use super::problem::{Problem, ProblemReason};
 use super::site::{Offer, Site, SiteId, SiteReport};
 use super::standing::{OnNode, Standing};
 use super::survey::{Stopping, SurveyError, Surveyed, Surveyor};
-use super::watch::Change;
+use super::watch::{Change, Watches};
 use super::worker::{Command, Orders};
 use crate::doorbell::{Mailbox, Speaker};
 use crate::events::GuardText;
@@ -88,6 +88,8 @@ pub(super) struct Keeper {
     pub(super) standings: Vec<Standing>,
     /// The containers that the pod has; `None`: the guard is for one root.
     pub(super) offered: Option<Offer>,
+    /// Where watches come from.
+    pub(super) watches: Watches,
     /// Numbers of containers by name: one that starts again keeps its own.
     pub(super) numbers: HashMap<Arc<str>, SiteId>,
     /// The next number.
@@ -271,7 +273,8 @@ impl Keeper {
             let number = self.number(site.name.as_ref());
             let entered = site.root.try_clone().and_then(|root| {
                 let anchor = Anchor::of_container(root.try_clone()?, site.init)?;
-                Standing::new(number, site.id.clone(), site.name.clone(), root, anchor)
+                let watcher = self.watches.watcher()?;
+                Ok(Standing::new(number, site.id.clone(), site.name.clone(), root, anchor, watcher))
             });
             match entered {
                 Ok(standing) => {

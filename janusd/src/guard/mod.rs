@@ -29,7 +29,7 @@ pub mod supervisor;
 mod survey;
 pub mod view;
 mod walk;
-mod watch;
+pub mod watch;
 mod worker;
 
 use std::collections::HashMap;
@@ -56,6 +56,7 @@ use self::lookup::Lookups;
 use self::opener::Wanted;
 use self::standing::Standing;
 use self::supervisor::Supervisor;
+use self::watch::Watches;
 use self::worker::{Command, Desk, Orders, Worker};
 use crate::doorbell;
 use crate::doorbell::Speaker;
@@ -77,6 +78,8 @@ pub struct Shared {
     pub supervisor: Supervisor,
     /// Looks up foreign mounts, and who asks.
     pub lookups: Lookups,
+    /// Tells what changes in the directories that rules rest on.
+    pub watches: Watches,
     /// Where event lines go.
     pub lines: Sender<Line>,
     /// Event lines show everything (JSON), whatever their format asks.
@@ -108,7 +111,7 @@ pub enum StartError {
     /// The root could not be surveyed.
     #[error(transparent)]
     Survey(#[from] SurveyError),
-    /// No thread, descriptor or inotify instance.
+    /// No thread or descriptor.
     #[error("{what}: {source}")]
     Resource {
         /// What could not be had.
@@ -161,9 +164,8 @@ impl Guard {
             Roots::One(root) => {
                 let anchor = Anchor::new(&root).map_err(resource("the container's first process"))?;
                 let nameless = Arc::from("");
-                let standing = Standing::new(SiteId(0), nameless, None, root, anchor)
-                    .map_err(resource("an inotify instance (fs.inotify.max_user_instances)"))?;
-                (vec![standing], None)
+                let watcher = shared.watches.watcher().map_err(resource("an eventfd"))?;
+                (vec![Standing::new(SiteId(0), nameless, None, root, anchor, watcher)], None)
             }
             Roots::Pod(offer) => (Vec::new(), Some(offer)),
         };
@@ -221,6 +223,7 @@ impl Guard {
             agents: shared.agents.is_some(),
             standings,
             offered,
+            watches: shared.watches.clone(),
             numbers: HashMap::new(),
             next: 1,
             outside: Default::default(),

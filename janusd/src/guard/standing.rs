@@ -47,16 +47,16 @@ pub(super) struct Standing {
 }
 
 impl Standing {
-    /// # Errors
-    /// The kernel's: no inotify instance.
+    /// Not surveyed yet.
     pub(super) fn new(
         site: SiteId,
         id: Arc<str>,
         name: Option<Arc<str>>,
         root: Root,
         anchor: Anchor,
-    ) -> std::io::Result<Standing> {
-        Ok(Standing {
+        watcher: Watcher,
+    ) -> Standing {
+        Standing {
             site,
             id,
             name,
@@ -66,14 +66,14 @@ impl Standing {
             root,
             anchor: Arc::new(anchor),
             ledger: Ledger::default(),
-            watcher: Watcher::new()?,
+            watcher,
             ended: false,
             rules: None,
             overlay: false,
             near_only: false,
             problems: BTreeSet::new(),
             in_force: false,
-        })
+        }
     }
 
     pub(super) fn post(&self) -> Post {
