@@ -8,6 +8,7 @@ mod doorbell;
 pub mod events;
 pub mod fanotify;
 pub mod guard;
+pub mod limits;
 pub mod line;
 pub mod manifest;
 pub mod metrics;

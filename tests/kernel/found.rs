@@ -76,7 +76,7 @@ fn found_guarded_and_found_again(case: &Case) {
     let pod = PodCgroup::new(case);
     let (finder, thread) = Finder::start().unwrap();
     let engine = (case.janus == Janus::Guards)
-        .then(|| Engine::start(EventFormat::Guard).unwrap_or_else(|failed| panic!("{:?}", failed.lines)));
+        .then(|| Engine::start(EventFormat::Guard, 1).unwrap_or_else(|failed| panic!("{:?}", failed.lines)));
     let manifest = guard_with("g", &[], &["{deny: [/secret], events: [open], log: None, autoAllowOwner: false}"]);
     let spec = Arc::new(janusd::manifest::parse("test", manifest.as_bytes()).unwrap().remove(0));
     let metrics = Metrics::default();

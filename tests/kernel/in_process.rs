@@ -27,7 +27,7 @@ impl InProcess {
         if case.janus == Janus::Absent {
             return None;
         }
-        let mut engine = Engine::start(EventFormat::Guard).unwrap_or_else(|failed| panic!("{:?}", failed.lines));
+        let mut engine = Engine::start(EventFormat::Guard, 1).unwrap_or_else(|failed| panic!("{:?}", failed.lines));
         adjust(&mut engine.shared);
         let spec = janusd::manifest::parse("test", manifest.as_bytes()).unwrap().remove(0);
         let metrics = Metrics::default();

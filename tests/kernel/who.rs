@@ -599,7 +599,7 @@ fn many_at_once(case: &Case) {
 fn a_lookup_that_never_comes(case: &Case) {
     for (policy, allowed) in [("Allow", true), ("Deny", false)] {
         let house = House::start_in(case, policy, &[]);
-        let mut engine = Engine::start(EventFormat::Guard).unwrap_or_else(|failed| panic!("{:?}", failed.lines));
+        let mut engine = Engine::start(EventFormat::Guard, 1).unwrap_or_else(|failed| panic!("{:?}", failed.lines));
         let (lookups, _nobody) = Lookups::unattended();
         engine.shared.lookups = lookups;
         let subject = "{deny: [/secret], events: [open], log: None, except: [{origins: [Node]}]}";

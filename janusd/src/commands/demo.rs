@@ -51,7 +51,7 @@ fn try_run() -> Result<(), Failed> {
 
     let specs = manifest::parse("demo", MANIFEST.as_bytes())
         .map_err(|errors| Failed::running(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))?;
-    let engine = Engine::start(EventFormat::Guard)?;
+    let engine = Engine::start(EventFormat::Guard, 1)?;
     let metrics = Metrics::default();
     let mut guards = Vec::new();
     for spec in specs {

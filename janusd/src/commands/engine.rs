@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::CapabilitySet;
 
 use super::Failed;
@@ -14,6 +13,7 @@ use crate::guard::lookup::{LookupThread, Lookups};
 use crate::guard::supervisor::{Supervisor, SupervisorThread};
 use crate::guard::watch::{WatchThread, Watches};
 use crate::guard::{Shared, WORKER_PREFIX, Wrapping};
+use crate::limits::{self, Capacity};
 use crate::process::agents::Agents;
 use crate::process::look::NodeAgents;
 
@@ -22,6 +22,8 @@ use crate::process::look::NodeAgents;
 pub struct Engine {
     /// For guards.
     pub shared: Shared,
+    /// How many guards fit.
+    pub capacity: Capacity,
     supervisor: SupervisorThread,
     lookups: LookupThread,
     watches: WatchThread,
@@ -39,15 +41,6 @@ pub const NEEDED: [(CapabilitySet, &str); 3] = [
 pub fn missing_capabilities() -> Vec<&'static str> {
     let held = rustix::thread::capabilities(None).map(|sets| sets.effective).unwrap_or(CapabilitySet::empty());
     NEEDED.iter().filter(|(capability, _)| !held.contains(*capability)).map(|(_, name)| *name).collect()
-}
-
-/// Raises the limit of open files as far as it goes: each waiting event takes one, and a reader that has none left denies
-/// the opener. Gives the limit in force.
-pub fn raise_open_files() -> Option<u64> {
-    let limit = getrlimit(Resource::Nofile);
-    // Lowering is never meant, and a refusal leaves what there was.
-    let _as_before = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
-    getrlimit(Resource::Nofile).current
 }
 
 /// A worker's panic is told by the supervisor, from its own thread: the usual message would be written by the worker
@@ -69,16 +62,16 @@ pub fn local_place() -> Place {
 }
 
 impl Engine {
-    /// Checks rights, probes the kernel, starts the shared threads.
+    /// Checks rights, makes room for so many guards, probes the kernel, starts the shared threads.
     ///
     /// # Errors
     /// Status 1, naming the missing capability or what could not be had.
-    pub fn start(format: EventFormat) -> Result<Engine, Failed> {
+    pub fn start(format: EventFormat, guards: u64) -> Result<Engine, Failed> {
         let missing = missing_capabilities();
         if !missing.is_empty() {
             return Err(Failed::running(format!("missing capability: {} (run as root)", missing.join(", "))));
         }
-        raise_open_files();
+        let capacity = limits::prepare(&limits::Node::here(), guards);
         keep_workers_panics_quiet();
         let features = Features::probe();
         let agents = Agents::find(&[], &features).map_err(Failed::running)?;
@@ -104,6 +97,7 @@ impl Engine {
         };
         Ok(Engine {
             shared,
+            capacity,
             supervisor: supervisor_thread,
             lookups: lookup_thread,
             watches: watch_thread,
@@ -113,7 +107,7 @@ impl Engine {
 
     /// Ends the shared threads; stop every guard first. `clean`: every guard has stopped, so the threads will end.
     pub fn finish(self, clean: bool, patience: Duration) {
-        let Engine { shared, supervisor, lookups, watches, lines } = self;
+        let Engine { shared, capacity: _, supervisor, lookups, watches, lines } = self;
         shared.stopping.store(true, Ordering::Relaxed);
         drop(shared);
         if !clean {

@@ -73,7 +73,7 @@ fn try_run(options: Options) -> Result<(), Failed> {
     let specs = load(&options.files)?;
     // Before rights are checked: a bad argument is one whoever runs it.
     options.place.open()?;
-    let engine = Engine::start(options.event_format)?;
+    let engine = Engine::start(options.event_format, specs.len() as u64)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -214,6 +214,7 @@ impl Roster {
         if let Some(guard) = guards.get(&name) {
             return guard.update(Arc::new(spec)).map_err(|error| error.to_string());
         }
+        self.engine.capacity.admit(guards.len()).map_err(|error| error.to_string())?;
         let root = self.options.place.open().map_err(|failed| failed.lines.join("; "))?;
         let metrics = self.admin.metrics.guard(&name);
         let guard = Guard::start(Arc::new(spec), Roots::One(root), None, metrics, &self.engine.shared)

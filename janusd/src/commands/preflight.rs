@@ -4,10 +4,11 @@ use std::io::Write;
 
 use serde::Serialize;
 
-use super::engine::{missing_capabilities, raise_open_files};
+use super::engine::missing_capabilities;
 use super::{DONE, FAILED};
 use crate::fanotify::Features;
 use crate::fanotify::probe::Marks;
+use crate::limits::Node;
 
 /// One line of the report.
 #[derive(Debug, Serialize)]
@@ -58,7 +59,7 @@ fn findings() -> Vec<Finding> {
     let refusal = marks.as_ref().err().map(|error| format!(" ({error})")).unwrap_or_default();
     let marks = marks.unwrap_or_default();
     let finding = |feature, ok, required, detail: &str| Finding { feature, ok, required, detail: detail.to_owned() };
-    vec![
+    let mut findings = vec![
         Finding {
             feature: "capabilities",
             ok: missing.is_empty(),
@@ -100,26 +101,43 @@ fn findings() -> Vec<Finding> {
         ),
         finding("pidfd", features.pidfd, false, "FAN_REPORT_PIDFD with permission events"),
         finding("pre-content events", marks.pre_content, false, "FAN_PRE_ACCESS on tmpfs (not used)"),
-        limit("fanotify groups", "/proc/sys/fs/fanotify/max_user_groups", "at most; a guard needs two"),
-        limit(
-            "fanotify marks",
-            "/proc/sys/fs/fanotify/max_user_marks",
-            "marks at most for a user without CAP_SYS_ADMIN",
-        ),
-        limit("inotify watches", "/proc/sys/fs/inotify/max_user_watches", "directories whose changes are noticed"),
-        Finding {
-            feature: "open files",
-            ok: true,
-            required: false,
-            detail: raise_open_files()
-                .map_or("no limit".into(), |limit| format!("{limit}; one for each waiting event")),
-        },
-    ]
+    ];
+    findings.extend(limits());
+    findings
 }
 
-fn limit(feature: &'static str, path: &str, meaning: &str) -> Finding {
-    match std::fs::read_to_string(path) {
-        Ok(value) => Finding { feature, ok: true, required: false, detail: format!("{} {meaning}", value.trim()) },
-        Err(error) => Finding { feature, ok: false, required: false, detail: format!("{path}: {error}") },
-    }
+/// What the node lets us have.
+fn limits() -> Vec<Finding> {
+    let limits = Node::here().limits();
+    let capacity = limits.capacity();
+    let line = |feature, value: Option<u64>, meaning: &str| Finding {
+        feature,
+        ok: true,
+        required: false,
+        detail: value.map_or_else(|| format!("no limit found; {meaning}"), |value| format!("{value} {meaning}")),
+    };
+    let groups = if limits.groups_writable {
+        "at most (fs.fanotify.max_user_groups); a guard takes two; raised at start for as many guards as asked"
+    } else {
+        "at most (fs.fanotify.max_user_groups); a guard takes two; cannot be raised from here"
+    };
+    vec![
+        Finding {
+            feature: "guards",
+            ok: capacity.guards > 0,
+            required: true,
+            detail: match capacity.bound {
+                None => "as many as memory holds".into(),
+                Some(bound) => format!("{} fit: {bound}", capacity.guards),
+            },
+        },
+        Finding { ok: limits.groups.is_some(), ..line("fanotify groups", limits.groups, groups) },
+        line("fanotify marks", limits.marks, "at most for a user without CAP_SYS_ADMIN, which janusd has"),
+        line("inotify instances", limits.inotify_instances, "at most; janusd takes one"),
+        line("inotify watches", limits.inotify_watches, "directories whose changes are noticed"),
+        line("inotify queue", limits.inotify_queue, "changes that wait at most; beyond, every guard surveys its root"),
+        line("threads", limits.threads, "at most on the node; a guard takes two"),
+        line("pids cgroup", limits.pids_left, "threads left; a guard takes two"),
+        line("open files", limits.open_files, "at most; one for each waiting event"),
+    ]
 }

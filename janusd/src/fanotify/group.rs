@@ -71,9 +71,12 @@ fn bits(events: Events) -> u64 {
 /// A group could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum GroupError {
-    /// EMFILE of `fanotify_init(2)`: the user's limit of groups, or the process's limit of descriptors.
-    #[error("no more fanotify groups: fs.fanotify.max_user_groups or RLIMIT_NOFILE is reached (a guard needs two)")]
-    Limit,
+    /// EMFILE of `fanotify_init(2)` while descriptors are left: our user's limit of groups.
+    #[error("no more fanotify groups: fs.fanotify.max_user_groups is reached (a guard needs two)")]
+    GroupLimit,
+    /// EMFILE of `fanotify_init(2)` and of anything else, or ENFILE.
+    #[error("no descriptor for a fanotify group: RLIMIT_NOFILE or fs.file-max is reached")]
+    DescriptorLimit,
     /// EPERM.
     #[error("fanotify permission events need CAP_SYS_ADMIN")]
     Permission,
@@ -144,7 +147,8 @@ impl Group {
             flags |= sys::FAN_REPORT_FD_ERROR;
         }
         let fd = Group::init(flags).map_err(|error| match Errno::from_io_error(&error) {
-            Some(Errno::MFILE | Errno::NFILE) => GroupError::Limit,
+            Some(Errno::MFILE) if descriptors_are_left() => GroupError::GroupLimit,
+            Some(Errno::MFILE | Errno::NFILE) => GroupError::DescriptorLimit,
             Some(Errno::PERM) => GroupError::Permission,
             Some(Errno::INVAL | Errno::NOSYS) => GroupError::Unsupported,
             _ => GroupError::Other(error),
@@ -296,6 +300,11 @@ impl Group {
         }
         Ok(())
     }
+}
+
+/// The kernel says EMFILE for both limits.
+fn descriptors_are_left() -> bool {
+    rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).is_ok()
 }
 
 impl AsFd for Group {
