@@ -15,6 +15,8 @@ fn main() -> anyhow::Result<()> {
     tonic_prost_build::configure()
         // Who connects, and with which certificates, is the business of the crates that do.
         .build_transport(false)
+        // The same message, the same bytes.
+        .btree_map(".")
         .compile_fds(descriptors)
         .context("generating code")
 }
