@@ -67,11 +67,15 @@ fn containers_come_and_go(case: &Case) {
         assert_eq!(report.problems.iter().filter(|it| it.reason.degrades()).count(), 0, "{report:?}");
     }
     // Nobody says that it has ended.
-    let before = janusd.map(|janusd| janusd.guard().report().marks.total());
+    let identities = |janusd: &InProcess| janusd.sample(r#"janus_guard_identities{namespace="default",guard="g"}"#);
+    let before = janusd.map(|janusd| (janusd.guard().report().marks.total(), identities(janusd)));
     drop(app);
     if let Some(janusd) = janusd {
         assert!(wait_until(SOON, || janusd.guard().report().sites.len() == 1), "{:?}", janusd.guard().report());
-        assert!(janusd.guard().report().marks.total() < before.unwrap_or_default());
+        let (marks, known) = before.unwrap_or_default();
+        assert!(janusd.guard().report().marks.total() < marks);
+        // What is known of the files of its root is forgotten with it.
+        assert!(wait_until(SOON, || (1..known).contains(&identities(janusd))), "{known}");
     }
     case.denied(sidecar.open("/secret"));
     case.allowed(sidecar.open("/public"));

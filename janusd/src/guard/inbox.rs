@@ -16,7 +16,7 @@ use super::judge::Judge;
 use super::known::{KnownFiles, Learned, Lesson};
 use super::site::SiteId;
 use super::view::Tree;
-use super::worker::{Desk, Orders};
+use super::worker::{Desk, Gone, Orders};
 use crate::fanotify::answer::{Answer, Outcome, answer_all};
 use crate::fanotify::group::{ReadBuffer, ReadReport};
 use crate::fanotify::look::Stat;
@@ -171,11 +171,23 @@ impl Inbox {
         self.learn(&Learned { inode: stat.inode, fingerprint, site, name: name.into() });
     }
 
+    /// Forgets what is known of the files of a container's own root, which has gone with it.
+    pub(super) fn forget(&mut self, site: SiteId, gone: Gone) {
+        self.known.retain(|inode, whose, _| {
+            whose != site
+                || match gone {
+                    Gone::Root { major, minor } => (inode.major, inode.minor) != (major, minor),
+                    Gone::All => false,
+                }
+        });
+        self.desk.metrics.identities(self.known.len(), self.known.bytes());
+    }
+
     /// Forgets names that no rule denies any more, if there are many: rules have changed.
     pub(super) fn make_room(&mut self) {
         if self.known.len() > KnownFiles::LIMIT / 2 {
             let judge = self.judge.clone();
-            self.known.retain(|site, name| judge.denies(site, name, true) || judge.denies(site, name, false));
+            self.known.retain(|_, site, name| judge.denies(site, name, true) || judge.denies(site, name, false));
             self.desk.metrics.identities(self.known.len(), self.known.bytes());
         }
     }

@@ -25,7 +25,7 @@ use super::site::{Offer, Site, SiteId, SiteReport};
 use super::standing::{OnNode, Standing};
 use super::survey::{Stopping, SurveyError, Surveyed, Surveyor};
 use super::watch::{Change, Watches};
-use super::worker::{Command, Orders};
+use super::worker::{Command, Gone, Orders};
 use crate::doorbell::{Mailbox, Speaker};
 use crate::events::GuardText;
 use crate::fanotify::Features;
@@ -132,7 +132,7 @@ impl Keeper {
                         let before = std::mem::replace(&mut self.spec, spec);
                         self.select();
                         let result = self.arm(true);
-                        stale = result.is_err() || !self.outside.is_empty();
+                        stale = result.is_err() || self.lacks_something();
                         if result.is_err() {
                             self.spec = before;
                         }
@@ -142,7 +142,7 @@ impl Keeper {
                     Ok(Some(Errand::Containers(offer, answer))) => {
                         self.offered = Some(offer);
                         let result = if self.select() { self.arm(false) } else { self.post() };
-                        stale = stale || result.is_err() || !self.outside.is_empty();
+                        stale = stale || result.is_err() || self.lacks_something();
                         if let Some(answer) = answer {
                             // Likewise.
                             let _gone = answer.send(result);
@@ -265,7 +265,10 @@ impl Keeper {
                 if standing.name != site.name {
                     standing.name.clone_from(&site.name);
                     if let Some(name) = &site.name {
-                        self.numbers.entry(name.clone()).or_insert(standing.site);
+                        // It may have been here before, under its name: then it is that one again.
+                        let number = *self.numbers.entry(name.clone()).or_insert(standing.site);
+                        new |= number != standing.site;
+                        standing.site = number;
                     }
                 }
                 continue;
@@ -310,6 +313,15 @@ impl Keeper {
 
     /// Takes away the marks of a root that has gone. Whatever is left of them is judged by no rule.
     fn retire(&mut self, standing: Standing) {
+        let forgotten = match (&standing.name, standing.own_device) {
+            (None, _) => Some(Gone::All),
+            (Some(_), Some((major, minor))) => Some(Gone::Root { major, minor }),
+            (Some(_), None) => None,
+        };
+        if let Some(gone) = forgotten {
+            // A worker that has gone knows nothing any more.
+            let _gone = self.worker.send(Command::Forget(standing.site, gone));
+        }
         if self.standings.is_empty() {
             if let Err(error) = self.groups.flush() {
                 tracing::warn!(guard = %self.spec.name(), %error, "marks of a container that has ended could not be removed");
@@ -328,7 +340,6 @@ impl Keeper {
         // in force.
         self.obey(|acknowledge| Command::Ignoring(false, acknowledge))?;
         self.groups.wide.flush_inodes().map_err(SurveyError::Flush)?;
-        let mut failed = None;
         for at in 0..self.standings.len() {
             match self.survey(at) {
                 Ok(()) => {}
@@ -338,7 +349,6 @@ impl Keeper {
                     let standing = &mut self.standings[at];
                     standing.in_force = false;
                     standing.problems.insert(unreachable(format!("{error}; what was in force stays")));
-                    failed = Some(error);
                 }
                 Err(error) => return Err(error),
             }
@@ -352,12 +362,13 @@ impl Keeper {
                 let standing = &self.standings[at];
                 let root = match standing.root.open() {
                     Ok(root) => root,
+                    // It has ended meanwhile, and will be retired.
+                    Err(_) if self.offered.is_some() => {
+                        self.standings[at].ledger = ledger;
+                        continue;
+                    }
                     Err(error) => {
                         self.standings[at].ledger = ledger;
-                        if self.offered.is_some() {
-                            failed = Some(error.into());
-                            continue;
-                        }
                         return Err(error.into());
                     }
                 };
@@ -369,14 +380,7 @@ impl Keeper {
         }
         self.obey(|acknowledge| Command::Ignoring(true, acknowledge))?;
         self.publish(watches_lacking);
-        match failed {
-            // Said as a problem, and tried again: the answer to whoever asked is what is in force.
-            Some(error) => {
-                tracing::debug!(guard = %self.spec.name(), %error, "a container could not be surveyed");
-                Ok(())
-            }
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// Brings what is known of the roots to the worker.
@@ -440,11 +444,12 @@ impl Keeper {
         let mut lessons = |files| {
             let _gone = worker.send(Command::Learn(files, None));
         };
-        let Surveyed { rules, problems, overlay, near_only } = self.surveyor(at).survey(&spec, &mut lessons)?;
+        let Surveyed { rules, problems, overlay, near_only, own_device } =
+            self.surveyor(at).survey(&spec, &mut lessons)?;
         let standing = &mut self.standings[at];
         standing.rules = Some(rules);
         standing.problems = problems;
-        (standing.overlay, standing.near_only) = (overlay, near_only);
+        (standing.overlay, standing.near_only, standing.own_device) = (overlay, near_only, own_device);
         standing.in_force = true;
         Ok(())
     }
@@ -468,13 +473,18 @@ impl Keeper {
     /// Whether another survey is needed: this one failed.
     fn survey_again(&mut self) -> bool {
         match self.arm(false) {
-            Ok(()) => !self.outside.is_empty() || self.standings.iter().any(|standing| !standing.in_force),
+            Ok(()) => self.lacks_something(),
             Err(SurveyError::Stopped) => false,
             Err(error) => {
                 self.root_is_unreachable(format!("{error}; what was in force stays"));
                 true
             }
         }
+    }
+
+    /// Whether a container is there that could not be entered or surveyed: it is tried again.
+    fn lacks_something(&self) -> bool {
+        !self.outside.is_empty() || self.standings.iter().any(|standing| !standing.in_force && !standing.ended)
     }
 
     /// Of the one root of a guard without a cluster, or of all of them.

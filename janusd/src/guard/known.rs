@@ -158,12 +158,12 @@ impl KnownFiles {
     }
 
     /// Forgets every name for which `keep` is false.
-    pub fn retain(&mut self, mut keep: impl FnMut(SiteId, &[u8]) -> bool) {
+    pub fn retain(&mut self, mut keep: impl FnMut(Inode, SiteId, &[u8]) -> bool) {
         let mut kept = KnownFiles::with_limit(self.limit);
         for inode in self.first.keys() {
             for entry in self.chain(*inode) {
                 let name = self.name(entry);
-                if keep(entry.site, name) {
+                if keep(*inode, entry.site, name) {
                     kept.learn(*inode, entry.fingerprint, entry.site, name);
                 }
             }
@@ -206,7 +206,7 @@ mod tests {
         assert_eq!(known.learn(inode(1), None, HERE, b"/b"), Lesson::New);
         assert_eq!(known.learn(inode(2), None, HERE, b"/c"), Lesson::Full);
         assert_eq!(known.names(inode(1), None).count(), 2);
-        known.retain(|_, name| name == b"/b");
+        known.retain(|_, _, name| name == b"/b");
         assert_eq!(known.learn(inode(2), None, HERE, b"/c"), Lesson::New);
     }
 
@@ -255,7 +255,7 @@ mod tests {
                     }
                 }
                 if round == 0 {
-                    known.retain(|_, name| name == kept.as_bytes());
+                    known.retain(|_, _, name| name == kept.as_bytes());
                     model.retain(|(.., name)| *name == kept);
                 }
             }

@@ -41,6 +41,8 @@ pub(super) struct Standing {
     pub(super) overlay: bool,
     /// It bears no wide marks.
     pub(super) near_only: bool,
+    /// The file system that goes with it.
+    pub(super) own_device: Option<(u32, u32)>,
     pub(super) problems: BTreeSet<Problem>,
     /// The last survey was made, by the guard's present rules.
     pub(super) in_force: bool,
@@ -71,6 +73,7 @@ impl Standing {
             rules: None,
             overlay: false,
             near_only: false,
+            own_device: None,
             problems: BTreeSet::new(),
             in_force: false,
         }

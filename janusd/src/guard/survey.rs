@@ -88,6 +88,8 @@ pub(super) struct Surveyed {
     pub(super) overlay: bool,
     /// Whether no wide marks are laid.
     pub(super) near_only: bool,
+    /// The file system of the root itself, if it is the root's alone.
+    pub(super) own_device: Option<(u32, u32)>,
 }
 
 impl Surveyor<'_> {
@@ -117,7 +119,10 @@ impl Surveyor<'_> {
         }
         let overlay = mounts.iter().any(|mount| mount.mount.fstype == "overlay");
         let near_only = !mounts.iter().any(|mount| matches!(mount.reach, Reach::Filesystem | Reach::Mount { .. }));
-        Ok(Surveyed { rules, problems: pass.problems, overlay, near_only })
+        let stat = look::stat(root.as_fd(), pass.surveyor.features)?;
+        let own = mounts.holding(b"/").is_some_and(|mount| mount.reach == Reach::Filesystem);
+        let own_device = own.then_some((stat.inode.major, stat.inode.minor));
+        Ok(Surveyed { rules, problems: pass.problems, overlay, near_only, own_device })
     }
 
     /// Marks and learns what has just appeared in a guarded directory, without surveying the rest: the rules need not

@@ -44,6 +44,8 @@ pub(super) enum Command {
     Orders(Arc<Orders>, Sender<()>),
     /// These files are denied by name somewhere; answers when they are known.
     Learn(Vec<Learned>, Option<Sender<()>>),
+    /// A container has ended.
+    Forget(SiteId, Gone),
     /// Whether the kernel may be told to answer for files that no rule denies; answers when that holds.
     Ignoring(bool, Sender<()>),
     /// A lookup has come back.
@@ -64,6 +66,21 @@ pub(super) enum Command {
     },
     /// Remove all marks, answer what is queued, end.
     Stop,
+}
+
+/// What has gone with a container.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Gone {
+    /// The file system of its own root. What is known of its volumes stays: it may start again, and find them as it left
+    /// them.
+    Root {
+        /// Device, major number.
+        major: u32,
+        /// Device, minor number.
+        minor: u32,
+    },
+    /// Everything: it never had a name by which it could come back.
+    All,
 }
 
 /// What a worker judges by, replaced as a whole.
@@ -245,6 +262,7 @@ impl Worker {
                             let _gone = acknowledge.send(());
                         }
                     }
+                    Command::Forget(site, gone) => self.inbox.forget(site, gone),
                     Command::Ignoring(ignoring, acknowledge) => {
                         self.inbox.ignoring = ignoring;
                         let _gone = acknowledge.send(());
