@@ -38,26 +38,45 @@ pub enum Runtime {
     Unsaid,
 }
 
-/// What the names of cgroups tell.
+/// Whose a process is, by the names of its cgroups.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Told {
     /// The pod.
     pub pod: PodUid,
-    /// The runtime's id of the container: 32 to 64 hexadecimal digits.
-    pub container: Arc<str>,
-    /// The runtime.
-    pub runtime: Runtime,
+    /// What of it.
+    pub part: Part,
 }
 
-/// Tells. `None`: it belongs to no container of the kubelet's, or its cgroup namespace hides which.
-pub fn tell(cgroups: &Cgroups) -> Option<Told> {
-    let home = Home::of(cgroups)?;
-    let (pod, container) = home.names();
-    let (runtime, container) = told_container(std::str::from_utf8(container).ok()?)?;
-    Some(Told { pod: told_pod(std::str::from_utf8(pod).ok()?)?, container: container.into(), runtime })
+/// A part of a pod: a cgroup below the pod's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    /// A container.
+    Container {
+        /// The runtime's id: 32 to 64 hexadecimal digits.
+        id: Arc<str>,
+        /// The runtime.
+        runtime: Runtime,
+    },
+    /// A process of the runtime's own, which it keeps in the pod's cgroup.
+    Helper,
+    /// Neither, as far as we know: the name of the cgroup, escaped and cut short.
+    Unknown(Arc<str>),
 }
 
-fn told_pod(name: &str) -> Option<PodUid> {
+/// Names of cgroups that are not known are told up to this length, in characters.
+const LONGEST_NAME: usize = 80;
+
+/// Tells, `node` being the home of the node's first process ([`Home::outermost`]). `None`: it belongs to no pod of the
+/// kubelet's, or its cgroup namespace hides which.
+pub fn tell(cgroups: &Cgroups, node: Option<&Home>) -> Option<Told> {
+    let home = Home::outermost(cgroups, node)?;
+    let (pod, part) = home.names();
+    Some(Told { pod: told_pod(pod)?, part: told_part(part) })
+}
+
+/// The pod whose cgroup has this name, if a pod's has.
+pub fn told_pod(name: &[u8]) -> Option<PodUid> {
+    let name = std::str::from_utf8(name).ok()?;
     match name.strip_suffix(".slice") {
         // A UID holds no underscore: systemd takes the dash for itself.
         Some(slice) => PodUid::new(&slice[slice.rfind("-pod")? + 4..].replace('_', "-")),
@@ -65,18 +84,24 @@ fn told_pod(name: &str) -> Option<PodUid> {
     }
 }
 
-fn told_container(name: &str) -> Option<(Runtime, &str)> {
-    let name = name.strip_suffix(".scope").unwrap_or(name);
-    let (runtime, id) = match name.rsplit_once('-') {
-        None => (Runtime::Unsaid, name),
-        Some(("cri-containerd", id)) => (Runtime::Containerd, id),
-        Some(("crio", id)) => (Runtime::Crio, id),
-        Some(("docker", id)) => (Runtime::Docker, id),
-        // `crio-conmon-<id>`: CRI-O's own process beside the container.
-        Some(_) => return None,
+/// What a cgroup in a pod's is, by its name.
+pub fn told_part(name: &[u8]) -> Part {
+    let unknown = || Part::Unknown(name.escape_ascii().map(char::from).take(LONGEST_NAME).collect::<String>().into());
+    let Ok(text) = std::str::from_utf8(name) else { return unknown() };
+    let text = text.strip_suffix(".scope").unwrap_or(text);
+    let (kind, id) = text.rsplit_once(['-', ':']).map_or((None, text), |(kind, id)| (Some(kind), id));
+    if !((32..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))) {
+        return unknown();
+    }
+    let runtime = match kind {
+        None => Runtime::Unsaid,
+        Some("cri-containerd") => Runtime::Containerd,
+        Some("crio") => Runtime::Crio,
+        Some("docker") => Runtime::Docker,
+        Some("crio-conmon") => return Part::Helper,
+        Some(_) => return unknown(),
     };
-    let id_like = (32..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_hexdigit());
-    id_like.then_some((runtime, id))
+    Part::Container { id: id.into(), runtime }
 }
 
 #[cfg(test)]
@@ -87,75 +112,119 @@ mod tests {
     const UID: &str = "5a1f0b6e-8f5c-4f0e-9f3d-6f5b2c1d7e80";
     const ID: &str = "c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00";
 
-    fn of(line: &str) -> Option<(String, String, Runtime)> {
-        let told = tell(&Cgroups::parse(line.as_bytes()))?;
-        Some((told.pod.as_str().to_owned(), told.container.to_string(), told.runtime))
+    fn told(line: &str) -> Option<Told> {
+        tell(&Cgroups::parse(line.as_bytes()), None)
+    }
+
+    fn container(runtime: Runtime) -> Option<Told> {
+        Some(Told { pod: PodUid::new(UID).unwrap(), part: Part::Container { id: ID.into(), runtime } })
     }
 
     #[test]
     fn every_form() {
         let slices = UID.replace('-', "_");
+        let other = ID.replace('c', "d");
         for (path, runtime) in [
             (format!("/kubepods/burstable/pod{UID}/{ID}"), Runtime::Unsaid),
             (format!("/k8s-node1/kubepods/pod{UID}/{ID}"), Runtime::Unsaid),
             (format!("/kubepods/besteffort/pod{UID}/crio-{ID}"), Runtime::Crio),
-            // What a container makes below its own cgroup is its own.
-            (format!("/kubepods/besteffort/pod{UID}/{ID}/inner/pod0/{}", ID.replace('c', "d")), Runtime::Unsaid),
+            // What a container makes below its own cgroup is its own, whatever it calls it.
+            (format!("/kubepods/besteffort/pod{UID}/{ID}/inner"), Runtime::Unsaid),
+            (format!("/kubepods/besteffort/pod{UID}/{ID}/kubepods/pod0/{other}"), Runtime::Unsaid),
             (
                 format!(
                     "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{slices}.slice/cri-containerd-{ID}.scope"
                 ),
                 Runtime::Containerd,
             ),
+            (
+                format!(
+                    "/k8s_node1.slice/k8s_node1-kubepods.slice/k8s_node1-kubepods-pod{slices}.slice/crio-{ID}.scope"
+                ),
+                Runtime::Crio,
+            ),
             (format!("/kubepods.slice/kubepods-pod{slices}.slice/crio-{ID}.scope/container"), Runtime::Crio),
             (
                 format!("/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{slices}.slice/docker-{ID}.scope"),
                 Runtime::Docker,
             ),
+            // Names for systemd, in the hands of a runtime that does not use it.
+            (format!("/kubepods-besteffort-pod{slices}.slice:cri-containerd:{ID}"), Runtime::Containerd),
+            (format!("/system.slice/x.service/kubepods-pod{slices}.slice:crio:{ID}/below"), Runtime::Crio),
+            // Seen from a sibling's cgroup namespace.
+            (format!("/../kubepods-besteffort-pod{slices}.slice/cri-containerd-{ID}.scope"), Runtime::Containerd),
         ] {
-            let expected = Some((UID.to_owned(), ID.to_owned(), runtime));
             for line in
                 [format!("0::{path}"), format!("12:pids:{path}\n0::/\n"), format!("4:memory:/x\n3:cpu,cpuacct:{path}")]
             {
-                if path.contains("/inner/pod0/") {
-                    assert!(of(&line).is_some_and(|(_, id, _)| id.len() == 64), "{line}");
-                } else {
-                    assert_eq!(of(&line), expected, "{line}");
-                }
+                assert_eq!(told(&line), container(runtime), "{line}");
             }
         }
         // A static pod.
         let hash = "0123456789abcdef0123456789abcdef";
-        assert_eq!(of(&format!("0::/kubepods/pod{hash}/{ID}")).map(|told| told.0).as_deref(), Some(hash));
+        let told = told(&format!("0::/kubepods/pod{hash}/{ID}")).unwrap();
+        assert_eq!(told.pod.as_str(), hash);
     }
 
     #[test]
-    fn what_is_no_container() {
-        let slices = UID.replace('-', "_");
+    fn what_is_in_no_pod() {
         for path in [
             "/".to_owned(),
             "/../../..".to_owned(),
             "/system.slice/kubelet.service".to_owned(),
             format!("/kubepods/burstable/pod{UID}"),
             format!("/pod{UID}/{ID}"),
-            format!("/kubepods/pod{UID}/short"),
-            format!("/kubepods/pod{UID}/{}", "g".repeat(64)),
-            format!("/kubepods.slice/kubepods-pod{slices}.slice/crio-conmon-{ID}.scope"),
+            // Seen from a sibling's cgroup namespace, it cannot be told.
+            format!("/../pod{UID}/{ID}"),
+            format!("/kubepods/pod../{ID}"),
         ] {
-            assert_eq!(of(&format!("0::{path}")), None, "{path}");
+            assert_eq!(told(&format!("0::{path}")), None, "{path}");
         }
+    }
+
+    #[test]
+    fn what_is_no_container() {
+        let slices = UID.replace('-', "_");
+        let part = |path: String| told(&format!("0::{path}")).unwrap().part;
+        let unknown = |name: &str| Part::Unknown(name.into());
+        assert_eq!(part(format!("/kubepods/pod{UID}/short")), unknown("short"));
+        assert_eq!(part(format!("/kubepods/pod{UID}/{}", "G".repeat(64))), unknown(&"G".repeat(64)));
+        assert_eq!(part(format!("/kubepods/pod{UID}/{}", "x".repeat(200))), unknown(&"x".repeat(LONGEST_NAME)));
+        assert_eq!(part(format!("/kubepods/pod{UID}/kata_{ID}")), unknown(&format!("kata_{ID}")));
+        assert_eq!(part(format!("/kubepods/pod{UID}/a\u{1b}b")), unknown("a\\x1bb"));
+        assert_eq!(part(format!("/kubepods.slice/kubepods-pod{slices}.slice/crio-conmon-{ID}.scope")), Part::Helper);
+    }
+
+    /// A node that is a container of another's: its pods are told, and what is around them is not.
+    #[test]
+    fn a_node_in_a_pod() {
+        let outer = format!("/kubepods/pod99/{}", ID.replace('c', "d"));
+        let node = Home::of(&Cgroups::parse(format!("4:pids:{outer}/init.scope\n0::/\n").as_bytes()));
+        let tell = |path: &str| tell(&Cgroups::parse(format!("4:pids:{path}\n0::/\n").as_bytes()), node.as_ref());
+        assert_eq!(tell(&format!("{outer}/kubelet/kubepods/pod{UID}/{ID}")), container(Runtime::Unsaid));
+        assert_eq!(tell(&format!("{outer}/kubepods/pod{UID}/{ID}/kubepods/pod1/{ID}")), container(Runtime::Unsaid));
+        assert_eq!(tell(&format!("{outer}/kubelet")), None);
+        assert_eq!(tell(&outer), None);
+        // Not the node's: a sibling of it.
+        assert_eq!(tell(&format!("/kubepods/pod{UID}/{ID}")), container(Runtime::Unsaid));
     }
 
     proptest! {
         #[test]
         fn any_bytes_end(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            let _told = tell(&Cgroups::parse(&bytes));
+            let _told = tell(&Cgroups::parse(&bytes), None);
         }
 
         #[test]
         fn any_names_end(pod in "[a-z0-9_.-]{0,80}", container in "[a-f0-9-]{0,80}(\\.scope)?") {
-            let _told = of(&format!("0::/kubepods/pod{pod}/{container}"));
-            let _told = of(&format!("0::/kubepods.slice/kubepods-pod{pod}.slice/{container}"));
+            let _told = told(&format!("0::/kubepods/pod{pod}/{container}"));
+            let _told = told(&format!("0::/kubepods.slice/kubepods-pod{pod}.slice/{container}"));
+        }
+
+        /// Whatever a container makes below its cgroup: it stays that container.
+        #[test]
+        fn no_container_becomes_another(below in "(/(kubepods(-besteffort)?(.slice)?|pod[0-9]|kubepods-pod1.slice|[a-f]{64}|x)){0,6}") {
+            prop_assert_eq!(told(&format!("0::/kubepods/pod{UID}/{ID}{below}")), container(Runtime::Unsaid));
         }
     }
 }

@@ -242,13 +242,16 @@ impl Found {
         let entries = std::fs::read_dir("/proc").into_iter().flatten();
         for pid in entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok()) {
             let read = |name: &str| std::fs::read(format!("/proc/{pid}/{name}")).ok();
-            let Some(told) = read("cgroup").and_then(|bytes| cgroup::tell(&Cgroups::parse(&bytes))) else { continue };
+            let Some(told) = read("cgroup").and_then(|bytes| cgroup::tell(&Cgroups::parse(&bytes), None)) else {
+                continue;
+            };
+            let cgroup::Part::Container { id, runtime } = told.part else { continue };
             if !wanted(&told.pod) {
                 continue;
             }
             let Some(stat) = read("stat").and_then(|bytes| Stat::parse(&bytes)) else { continue };
             let innermost = read("status").and_then(|bytes| facts::innermost_pid(&bytes));
-            let entry = self.members.entry((told.pod, told.container)).or_insert_with(|| (told.runtime, Vec::new()));
+            let entry = self.members.entry((told.pod, id)).or_insert_with(|| (runtime, Vec::new()));
             entry.1.push(Member { pid, stat, innermost });
         }
     }

@@ -81,41 +81,63 @@ impl Home {
     /// The deepest such place counts: a kubelet may itself run in a container. What a container's own processes make
     /// below their cgroup may look like one; it is only ever below their own.
     pub fn of(cgroups: &Cgroups) -> Option<Home> {
-        cgroups.iter().find_map(|(hierarchy, path)| {
+        Home::places(cgroups).find_map(Iterator::last)
+    }
+
+    /// As [`Home::of`], but of such places the first one below `node`'s, the home of the node's own first process (a node
+    /// that is itself a container has one). What a container makes below its own cgroup does not count: none poses as
+    /// another pod's.
+    pub fn outermost(cgroups: &Cgroups, node: Option<&Home>) -> Option<Home> {
+        let above = |place: &Home| {
+            let of_node = node.filter(|node| node.hierarchy == place.hierarchy);
+            of_node
+                .is_some_and(|node| within(&place.container, &node.container) && place.pod.len() < node.container.len())
+        };
+        Home::places(cgroups).find_map(|mut places| places.find(|place| !above(place)))
+    }
+
+    /// For each hierarchy the places on the way down to the process, outermost first.
+    fn places(cgroups: &Cgroups) -> impl Iterator<Item = impl Iterator<Item = Home>> {
+        cgroups.iter().map(|(hierarchy, path)| {
             let ends: Vec<usize> = (1..path.len()).filter(|at| path[*at] == b'/').chain([path.len()]).collect();
             let mut below_kubepods = false;
-            let mut found = None;
             let mut from = 1;
-            for (index, end) in ends.iter().enumerate() {
-                let segment = path.get(from..*end).unwrap_or_default();
+            (0..ends.len()).filter_map(move |index| {
+                let end = ends[index];
+                let segment = path.get(from..end).unwrap_or_default();
+                let begin = std::mem::replace(&mut from, end + 1);
                 below_kubepods |= segment.windows(8).any(|word| word == b"kubepods");
+                let place = |pod, container| {
+                    let (pod, container) = (path[..pod].to_vec(), path[..container].to_vec());
+                    Some(Home { hierarchy: hierarchy.to_vec(), pod, container })
+                };
+                // A runtime that was told systemd's names and does not use systemd makes one cgroup of both.
+                if let Some(at) = segment.windows(7).position(|word| word == b".slice:").filter(|_| below_kubepods) {
+                    return place(begin + at + 6, end);
+                }
                 let pod = segment.starts_with(b"pod") && segment.len() > 3
                     || segment.ends_with(b".slice") && segment.windows(4).any(|word| word == b"-pod");
-                if pod
-                    && below_kubepods
-                    && let Some(container) = ends.get(index + 1)
-                {
-                    found = Some((path[..*end].to_vec(), path[..*container].to_vec()));
-                }
-                from = end + 1;
-            }
-            let (pod, container) = found?;
-            Some(Home { hierarchy: hierarchy.to_vec(), pod, container })
+                place(end, *ends.get(index + 1).filter(|_| pod && below_kubepods)?)
+            })
         })
+    }
+
+    /// The hierarchy, and the pod's cgroup in it.
+    pub fn pod(&self) -> (&[u8], &[u8]) {
+        (&self.hierarchy, &self.pod)
     }
 
     /// The names of the pod's cgroup and of the container's: the kubelet's and the runtime's writing.
     pub fn names(&self) -> (&[u8], &[u8]) {
-        let last = |path: &'_ [u8]| path.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
-        (&self.pod[last(&self.pod)..], &self.container[last(&self.container)..])
+        let last = self.pod.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
+        (&self.pod[last..], self.container.get(self.pod.len() + 1..).unwrap_or_default())
     }
 
     fn place(&self, cgroups: &Cgroups) -> Place {
         let Some(path) = cgroups.path(&self.hierarchy) else { return Place::Elsewhere };
-        let below = |base: &[u8]| path.strip_prefix(base).is_some_and(|rest| rest.is_empty() || rest[0] == b'/');
-        if below(&self.container) {
+        if within(path, &self.container) {
             Place::Container
-        } else if below(&self.pod) {
+        } else if within(path, &self.pod) {
             Place::Pod
         } else {
             Place::Elsewhere
@@ -126,6 +148,11 @@ impl Home {
     pub fn holds(&self, cgroups: &Cgroups) -> bool {
         self.place(cgroups) == Place::Container
     }
+}
+
+/// Whether a cgroup is another one, or below it.
+fn within(path: &[u8], base: &[u8]) -> bool {
+    path.strip_prefix(base).is_some_and(|rest| rest.is_empty() || matches!(rest[0], b'/' | b':'))
 }
 
 /// Owners that were met while their chain of ancestors was intact: an application's daemon that orphans itself and begins
