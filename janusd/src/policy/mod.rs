@@ -27,7 +27,7 @@ pub use except::{Exceptions, Process, Subjects, Who};
 pub use failure::Failure;
 pub use judge::{Match, Policy};
 pub use path::{PathError, PathPattern};
-pub use selector::{Operator, Requirement, Selector};
+pub use selector::{Operator, Requirement, Selector, check_dns_label, check_dns_subdomain};
 pub use spec::{
     Enforcement, FailurePolicy, GuardName, GuardSpec, List, Log, Origin, ProcessMatcher, RuleId, SpecError, Subject,
 };

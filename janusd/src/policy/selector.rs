@@ -109,7 +109,10 @@ fn is_alphanumeric(byte: u8) -> bool {
 }
 
 /// A DNS-1123 label: lower-case letters, digits and inner `-`.
-pub(super) fn check_dns_label(text: &str) -> Result<(), String> {
+///
+/// # Errors
+/// What it must be.
+pub fn check_dns_label(text: &str) -> Result<(), String> {
     let bytes = text.as_bytes();
     let ends = |byte: Option<&u8>| byte.is_some_and(|&byte| is_alphanumeric(byte));
     if bytes.len() <= MAX_LABEL
@@ -124,7 +127,10 @@ pub(super) fn check_dns_label(text: &str) -> Result<(), String> {
 }
 
 /// A DNS-1123 subdomain: dot-separated parts like DNS labels, 253 characters in all.
-pub(super) fn check_dns_subdomain(text: &str) -> Result<(), String> {
+///
+/// # Errors
+/// What it must be.
+pub fn check_dns_subdomain(text: &str) -> Result<(), String> {
     let part = |part: &str| {
         let bytes = part.as_bytes();
         let ends = |byte: Option<&u8>| byte.is_some_and(|&byte| is_alphanumeric(byte));
