@@ -15,4 +15,5 @@ pub mod metrics;
 pub mod node;
 pub mod policy;
 pub mod process;
+pub mod registry;
 pub mod root;
