@@ -17,3 +17,4 @@ pub mod policy;
 pub mod process;
 pub mod registry;
 pub mod root;
+pub mod wire;

@@ -27,7 +27,7 @@ fn code(text: &str) -> &str {
 }
 
 /// Each room, and the rooms that it must not know of.
-const WALLS: [(&str, &[&str]); 11] = [
+const WALLS: [(&str, &[&str]); 12] = [
     ("policy", &["crate::", "std::fs", "std::os", "std::time", "std::thread", "rustix", "libc", "tracing", "fanotify"]),
     ("process", &["crate::guard", "crate::commands", "crate::admin", "crate::metrics"]),
     ("container", &["crate::guard", "crate::policy", "crate::commands", "crate::admin", "crate::metrics"]),
@@ -41,6 +41,19 @@ const WALLS: [(&str, &[&str]); 11] = [
     (
         "registry/state.rs",
         &["crate::", "janus_proto", "std::fs", "std::os", "std::sync", "std::thread", "Instant", "rustix", "tokio"],
+    ),
+    (
+        "wire",
+        &[
+            "crate::guard",
+            "crate::registry",
+            "crate::fanotify",
+            "crate::commands",
+            "rustix",
+            "std::fs",
+            "tokio",
+            "tonic",
+        ],
     ),
 ];
 
