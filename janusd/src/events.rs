@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -32,13 +32,26 @@ pub enum EventFormat {
     Json,
 }
 
+/// The pod and the guard that events are about, where a cluster names them.
+#[derive(Debug, Default)]
+pub struct Whose {
+    /// The pod's name.
+    pub pod: String,
+    /// The pod's UID, as the API server knows it.
+    pub pod_uid: String,
+    /// The guard's UID.
+    pub guard_uid: String,
+    /// The guard's generation that is in force.
+    pub generation: AtomicI64,
+}
+
 /// The parts of a line that are the same for every event of a guard.
 #[derive(Debug)]
 pub struct GuardText {
     namespace: String,
     guard: String,
     /// The pod that is guarded; `None`: the writer's place says.
-    pod: Option<Arc<str>>,
+    whose: Option<Arc<Whose>>,
     format: LogFormat,
     subjects: Vec<SubjectText>,
     dropped: Counter,
@@ -54,12 +67,12 @@ struct SubjectText {
 
 impl GuardText {
     /// Copies what lines show out of a guard. `dropped` counts those that cannot be written.
-    pub fn new(spec: &GuardSpec, pod: Option<Arc<str>>, dropped: Counter) -> GuardText {
+    pub fn new(spec: &GuardSpec, whose: Option<Arc<Whose>>, dropped: Counter) -> GuardText {
         let written = |paths: &[crate::policy::PathPattern]| paths.iter().map(ToString::to_string).collect();
         GuardText {
             namespace: spec.name().namespace.clone(),
             guard: spec.name().name.clone(),
-            pod,
+            whose,
             format: spec.log_format().clone(),
             subjects: spec
                 .subjects()
@@ -206,7 +219,7 @@ impl<W: Write> Writer<W> {
         let event = EventLine {
             time: Some(line.at),
             path: Some(&*line.path).filter(|path| !path.is_empty()),
-            pod: Some(text.pod.as_deref().unwrap_or(&self.place.pod)),
+            pod: Some(text.whose.as_ref().map_or(&self.place.pod, |whose| &whose.pod)),
             node: Some(&self.place.node),
             tags: subject.map(|subject| &subject.tags),
             namespace: Some(&text.namespace),

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::Wrapping;
+use super::answer::Answer;
 use super::groups::Groups;
 use super::judge::{Judge, Ruling, Stance};
 use super::known::Fingerprints;
@@ -27,7 +28,7 @@ use super::survey::{Stopping, SurveyError, Surveyed, Surveyor};
 use super::watch::{Change, Watches};
 use super::worker::{Command, Gone, Orders};
 use crate::doorbell::{Mailbox, Speaker};
-use crate::events::GuardText;
+use crate::events::{GuardText, Whose};
 use crate::fanotify::Features;
 use crate::metrics::{GuardMetrics, GuardState, MarkCounts};
 use crate::policy::{Exceptions, GuardSpec, List};
@@ -48,9 +49,9 @@ const OBEY: Duration = Duration::from_secs(10);
 /// What a keeper is told.
 pub(super) enum Errand {
     /// Enforce this; answers when it is in force.
-    Update(Arc<GuardSpec>, Sender<Result<(), SurveyError>>),
-    /// These are the pod's containers; answers, if asked to, when those that are selected are guarded.
-    Containers(Offer, Option<Sender<Result<(), SurveyError>>>),
+    Update(Arc<GuardSpec>, Answer),
+    /// These are the pod's containers; answers when those that are selected are guarded.
+    Containers(Offer, Answer),
     /// End. Marks stay for the worker to remove.
     Stop,
 }
@@ -80,8 +81,8 @@ pub(super) struct Keeper {
     pub(super) wants_everything: bool,
     pub(super) wrap: Wrapping,
     pub(super) spec: Arc<GuardSpec>,
-    /// The pod's name, for lines.
-    pub(super) pod: Option<Arc<str>>,
+    /// The pod, for lines.
+    pub(super) whose: Option<Arc<Whose>>,
     /// There are agents of the node's that no guard denies.
     pub(super) agents: bool,
     /// The roots that are guarded.
@@ -136,17 +137,13 @@ impl Keeper {
                         if result.is_err() {
                             self.spec = before;
                         }
-                        // Whoever asked has gone; the guard stands as it is.
-                        let _gone = answer.send(result);
+                        answer.tell(result);
                     }
                     Ok(Some(Errand::Containers(offer, answer))) => {
                         self.offered = Some(offer);
                         let result = if self.select() { self.arm(false) } else { self.post() };
                         stale = stale || result.is_err() || self.lacks_something();
-                        if let Some(answer) = answer {
-                            // Likewise.
-                            let _gone = answer.send(result);
-                        }
+                        answer.tell(result);
                     }
                     Ok(None) => break,
                     Ok(Some(Errand::Stop)) | Err(_) => return,
@@ -386,7 +383,7 @@ impl Keeper {
     /// Brings what is known of the roots to the worker.
     fn hand_over(&self) -> Result<(), SurveyError> {
         let spec = &self.spec;
-        let text = Arc::new(GuardText::new(spec, self.pod.clone(), self.metrics.log_dropped()));
+        let text = Arc::new(GuardText::new(spec, self.whose.clone(), self.metrics.log_dropped()));
         let wanted = if self.wants_everything { Wanted::EVERYTHING } else { text.wanted() };
         let stance = Stance {
             denies_something: spec.rules().any(|(rule, _)| rule.list == List::Deny),

@@ -12,6 +12,7 @@
 //! answered: [`inbox`] by way of [`crate::fanotify::answer`]. What happens when one of these breaks: the inbox survives
 //! its worker, the supervisor starts another, and [`crate::policy::Failure`] says what is answered meanwhile.
 
+mod answer;
 mod groups;
 mod inbox;
 pub mod judge;
@@ -41,6 +42,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
+pub use answer::Answer;
 pub use keeper::Report;
 pub use problem::{Problem, ProblemReason};
 pub use site::{Offer, Roots, Site, SiteId, SiteReport};
@@ -60,7 +62,7 @@ use self::watch::Watches;
 use self::worker::{Command, Desk, Orders, Worker};
 use crate::doorbell;
 use crate::doorbell::Speaker;
-use crate::events::{GuardText, Line};
+use crate::events::{GuardText, Line, Whose};
 use crate::fanotify::{Features, GroupError};
 use crate::metrics::{GuardMetrics, GuardState, MarkCounts};
 use crate::policy::{Exceptions, GuardSpec};
@@ -142,17 +144,44 @@ impl std::fmt::Debug for Errand {
     }
 }
 
+/// What to do once a guard has stopped, whether it was told to or not: called on the supervisor's thread, so it must not
+/// block.
+pub type Ended = Box<dyn FnOnce() + Send>;
+
 impl Guard {
-    /// Starts a guard; returns when it is in force. `pod`: what event lines call the pod, if it is one.
+    /// Starts a guard; returns when it is in force. `whose`: the pod, if it is one's.
     ///
     /// # Errors
     /// [`StartError`]; nothing is left behind then.
     pub fn start(
         spec: Arc<GuardSpec>,
         roots: Roots,
-        pod: Option<Arc<str>>,
+        whose: Option<Arc<Whose>>,
         metrics: GuardMetrics,
         shared: &Shared,
+    ) -> Result<Guard, StartError> {
+        let guard = Guard::launch(spec.clone(), roots, whose, metrics, shared, Box::new(|| {}))?;
+        match guard.update(spec) {
+            Ok(()) => Ok(guard),
+            Err(error) => {
+                guard.stop(Duration::from_secs(1));
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Starts a guard's threads, and waits for nothing: [`Guard::update_then`] with the same rules puts them in force.
+    /// `ended` is called once it has stopped; also, perhaps, when this fails half-way.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left behind then.
+    pub fn launch(
+        spec: Arc<GuardSpec>,
+        roots: Roots,
+        whose: Option<Arc<Whose>>,
+        metrics: GuardMetrics,
+        shared: &Shared,
+        ended: Ended,
     ) -> Result<Guard, StartError> {
         let resource = |what| move |source| StartError::Resource { what, source };
         let audit = spec.subjects().iter().any(|subject| subject.audit());
@@ -183,7 +212,7 @@ impl Guard {
         });
         let orders = Arc::new(Orders {
             judge: Arc::new(Unarmed),
-            text: Arc::new(GuardText::new(&spec, pod.clone(), metrics.log_dropped())),
+            text: Arc::new(GuardText::new(&spec, whose.clone(), metrics.log_dropped())),
             wanted: Wanted::default(),
             events: spec.kernel_events(),
             by_handle: false,
@@ -194,10 +223,15 @@ impl Guard {
         let inbox = Inbox::new(clone()?, desk, orders.judge.clone());
         let hand = Worker::new(inbox, mailbox, orders).map_err(|(source, _)| resource("/proc/self/fd")(source))?;
         let (stopped_sender, stopped) = bounded(1);
+        let ended: Ended = Box::new(move || {
+            // Nobody waits for it.
+            let _gone = stopped_sender.send(());
+            ended();
+        });
         let name = &spec.name().name;
         shared
             .supervisor
-            .adopt(thread_name(WORKER_PREFIX, name), clone()?, hand, stopped_sender)
+            .adopt(thread_name(WORKER_PREFIX, name), clone()?, hand, ended)
             .map_err(resource("a worker thread"))?;
 
         let report = Arc::new(Mutex::new(Report {
@@ -219,7 +253,7 @@ impl Guard {
             wants_everything: shared.wants_everything,
             wrap: shared.wrap.clone(),
             spec: spec.clone(),
-            pod,
+            whose,
             agents: shared.agents.is_some(),
             standings,
             offered,
@@ -231,17 +265,13 @@ impl Guard {
         let mut guard = Guard { errands, worker, keeper: None, stopped, stopping, report };
         let thread = std::thread::Builder::new().name(thread_name("jk-", name)).spawn(move || keeper.keep());
         match thread {
-            Ok(thread) => guard.keeper = Some(thread),
+            Ok(thread) => {
+                guard.keeper = Some(thread);
+                Ok(guard)
+            }
             Err(source) => {
                 guard.stop(Duration::from_secs(1));
-                return Err(StartError::Resource { what: "a keeper thread", source });
-            }
-        }
-        match guard.update(spec) {
-            Ok(()) => Ok(guard),
-            Err(error) => {
-                guard.stop(Duration::from_secs(1));
-                Err(error.into())
+                Err(StartError::Resource { what: "a keeper thread", source })
             }
         }
     }
@@ -251,9 +281,13 @@ impl Guard {
     /// # Errors
     /// [`SurveyError`]; the old rules stay in force then.
     pub fn update(&self, spec: Arc<GuardSpec>) -> Result<(), SurveyError> {
-        let (answer, answered) = bounded(1);
-        self.errands.send(Errand::Update(spec, answer)).map_err(|_| SurveyError::Stopped)?;
-        answered.recv().unwrap_or(Err(SurveyError::Stopped))
+        answer::wait(|answer| self.update_then(spec, answer))
+    }
+
+    /// The same without waiting.
+    pub fn update_then(&self, spec: Arc<GuardSpec>, answer: Answer) {
+        // Gone: the answer goes with the errand, and says so.
+        let _gone = self.errands.send(Errand::Update(spec, answer));
     }
 
     /// Says which containers the pod has now: all of them, selected or not. Returns when those that are selected are
@@ -262,9 +296,7 @@ impl Guard {
     /// # Errors
     /// [`SurveyError`]. A container that cannot be entered is none: it is a problem in the report, and tried again.
     pub fn containers(&self, offer: Offer) -> Result<(), SurveyError> {
-        let (answer, answered) = bounded(1);
-        self.errands.send(Errand::Containers(offer, Some(answer))).map_err(|_| SurveyError::Stopped)?;
-        answered.recv().unwrap_or(Err(SurveyError::Stopped))
+        answer::wait(|answer| self.door().offer(offer, answer))
     }
 
     /// The way to say the same without waiting, for whoever finds containers.
@@ -319,9 +351,10 @@ impl Guard {
 pub struct Door(Speaker<Errand>);
 
 impl Door {
-    /// Says which containers the pod has now. Never blocks; a guard that is gone hears nothing.
-    pub fn offer(&self, offer: Offer) {
-        let _gone = self.0.send(Errand::Containers(offer, None));
+    /// Says which containers the pod has now: [`Guard::containers`] without waiting. Never blocks.
+    pub fn offer(&self, offer: Offer, answer: Answer) {
+        // Gone: the answer goes with the errand, and says so.
+        let _gone = self.0.send(Errand::Containers(offer, answer));
     }
 }
 

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
+use super::Ended;
 use super::groups::{Groups, Queue};
 use super::inbox::Inbox;
 use super::worker::{End, Worker};
@@ -38,7 +39,7 @@ enum Message {
         name: String,
         groups: Groups,
         worker: Box<Worker>,
-        stopped: Sender<()>,
+        ended: Ended,
         started: Sender<std::io::Result<()>>,
     },
     Ended {
@@ -77,17 +78,11 @@ impl Supervisor {
         Ok((Supervisor { messages: sender, next: Arc::default() }, SupervisorThread(thread)))
     }
 
-    /// Starts a worker and keeps it alive. `stopped` gets a message once the worker was told to stop and has.
-    pub(super) fn adopt(
-        &self,
-        name: String,
-        groups: Groups,
-        worker: Worker,
-        stopped: Sender<()>,
-    ) -> std::io::Result<()> {
+    /// Starts a worker and keeps it alive. `ended` is called once the worker was told to stop and has, unless this fails.
+    pub(super) fn adopt(&self, name: String, groups: Groups, worker: Worker, ended: Ended) -> std::io::Result<()> {
         let ward = Ward(self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
         let (started, answer) = bounded(1);
-        let adopt = Message::Adopt { ward, name, groups, worker: Box::new(worker), stopped, started };
+        let adopt = Message::Adopt { ward, name, groups, worker: Box::new(worker), ended, started };
         let gone = || std::io::Error::other("the supervisor is gone");
         self.messages.send(adopt).map_err(|_| gone())?;
         answer.recv().map_err(|_| gone())?
@@ -108,7 +103,7 @@ struct Guarded {
     /// Keeps the group open while no worker does.
     groups: Groups,
     thread: Option<JoinHandle<()>>,
-    stopped: Sender<()>,
+    ended: Ended,
     started_at: Instant,
     restarts: u32,
 }
@@ -137,9 +132,9 @@ impl Post {
                 default(pause.unwrap_or(Duration::from_secs(3600))) => Err(RecvTimeoutError::Timeout),
             };
             match message {
-                Ok(Message::Adopt { ward, name, groups, worker, stopped, started }) => {
+                Ok(Message::Adopt { ward, name, groups, worker, ended, started }) => {
                     let guarded =
-                        Guarded { name, groups, thread: None, stopped, started_at: Instant::now(), restarts: 0 };
+                        Guarded { name, groups, thread: None, ended, started_at: Instant::now(), restarts: 0 };
                     self.wards.insert(ward, guarded);
                     let result = self.launch(ward, worker).map_err(|(error, _)| error);
                     if result.is_err() {
@@ -194,7 +189,7 @@ impl Post {
                 drop(worker);
                 if let Some(guarded) = self.wards.remove(&ward) {
                     drop(guarded.groups);
-                    let _gone = guarded.stopped.send(());
+                    (guarded.ended)();
                 }
                 return;
             }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use crate::container::{Finder, PodUid, Sighting, Watch};
-use crate::guard::{Guard, Offer, Report, Roots, Shared, Site, StartError, SurveyError};
+use crate::events::Whose;
+use crate::guard::{Answer, Guard, Offer, Report, Roots, Shared, Site, StartError, SurveyError};
 use crate::metrics::GuardMetrics;
 use crate::policy::GuardSpec;
 use std::time::Duration;
@@ -29,9 +30,10 @@ impl PodGuard {
         shared: &Shared,
         finder: &Finder,
     ) -> Result<PodGuard, StartError> {
-        let guard = Guard::start(spec, Roots::Pod(Offer::default()), Some(name), metrics, shared)?;
+        let whose = Whose { pod: name.to_string(), ..Whose::default() };
+        let guard = Guard::start(spec, Roots::Pod(Offer::default()), Some(Arc::new(whose)), metrics, shared)?;
         let door = guard.door();
-        let watch = finder.watch(pod, Box::new(move |sighting| door.offer(offer(&sighting))));
+        let watch = finder.watch(pod, Box::new(move |sighting| door.offer(offer(&sighting), Answer::unasked())));
         Ok(PodGuard { watch, guard })
     }
 
