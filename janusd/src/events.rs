@@ -11,10 +11,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use prometheus_client::metrics::counter::Counter;
 
 use crate::guard::opener::{Opener, Wanted};
 use crate::line::{EventLine, LogFormat, Specifier, render, render_json};
+use crate::metrics::Dropped;
 use crate::policy::{Decision, Event, GuardSpec, Origin};
 
 /// Lines that may wait for their writer.
@@ -54,7 +54,7 @@ pub struct GuardText {
     whose: Option<Arc<Whose>>,
     format: LogFormat,
     subjects: Vec<SubjectText>,
-    dropped: Counter,
+    dropped: Dropped,
 }
 
 #[derive(Debug)]
@@ -67,7 +67,7 @@ struct SubjectText {
 
 impl GuardText {
     /// Copies what lines show out of a guard. `dropped` counts those that cannot be written.
-    pub fn new(spec: &GuardSpec, whose: Option<Arc<Whose>>, dropped: Counter) -> GuardText {
+    pub fn new(spec: &GuardSpec, whose: Option<Arc<Whose>>, dropped: Dropped) -> GuardText {
         let written = |paths: &[crate::policy::PathPattern]| paths.iter().map(ToString::to_string).collect();
         GuardText {
             namespace: spec.name().namespace.clone(),

@@ -3,7 +3,9 @@
 //! Handles are resolved when a guard starts; counting is one atomic addition. Labels are the guard's own names and words
 //! from fixed lists, never a tenant's string.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
@@ -13,6 +15,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use crate::guard::ProblemReason;
 use crate::policy::{Decision, Event, Failure, GuardName, Outcome};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -93,16 +96,32 @@ pub enum GuardState {
     Guarding,
     /// In force, with something that cannot be guarded.
     Degraded,
+    /// In force, and being brought up to date.
+    Updating,
+    /// On its way out.
+    Draining,
+    /// Not in force; it will be tried again.
+    Failed,
 }
 
 impl GuardState {
-    const ALL: [GuardState; 3] = [GuardState::Starting, GuardState::Guarding, GuardState::Degraded];
+    const ALL: [GuardState; 6] = [
+        GuardState::Starting,
+        GuardState::Guarding,
+        GuardState::Degraded,
+        GuardState::Updating,
+        GuardState::Draining,
+        GuardState::Failed,
+    ];
 
     const fn word(self) -> &'static str {
         match self {
             GuardState::Starting => "starting",
             GuardState::Guarding => "guarding",
             GuardState::Degraded => "degraded",
+            GuardState::Updating => "updating",
+            GuardState::Draining => "draining",
+            GuardState::Failed => "failed",
         }
     }
 }
@@ -235,7 +254,38 @@ impl Metrics {
             identities_dropped: self.identities_dropped.get_or_create(&labels).clone(),
             problems: self.problems.clone(),
             labels,
+            tally: Arc::default(),
         }
+    }
+
+    /// Forgets a guard that is in no pod any more: its series end. What it has counted is lost, as with any that ends.
+    pub fn forget(&self, name: &GuardName) {
+        let labels = GuardLabels { namespace: name.namespace.clone(), guard: name.name.clone() };
+        let reason = |reason: &'static str| ReasonLabels {
+            namespace: name.namespace.clone(),
+            guard: name.name.clone(),
+            reason: Word(reason),
+        };
+        for (event, response) in Event::ALL.into_iter().flat_map(|event| Outcome::ALL.map(|it| (event, it))) {
+            self.events.remove(&EventLabels {
+                namespace: name.namespace.clone(),
+                guard: name.name.clone(),
+                event: Word(event.word()),
+                response: Word(response.label()),
+            });
+        }
+        self.response_seconds.remove(&labels);
+        for failure in Failure::ALL {
+            self.fallbacks.remove(&reason(failure.word()));
+        }
+        for problem in ProblemReason::ALL {
+            self.problems.remove(&reason(problem.word()));
+        }
+        self.log_dropped.remove(&labels);
+        self.worker_restarts.remove(&labels);
+        self.identities.remove(&labels);
+        self.identity_bytes.remove(&labels);
+        self.identities_dropped.remove(&labels);
     }
 
     /// Sets `janus_guards` and `janus_marks`.
@@ -309,12 +359,87 @@ pub struct GuardMetrics {
     identities_dropped: Counter,
     problems: Family<ReasonLabels, Counter>,
     labels: GuardLabels,
+    tally: Arc<Tally>,
+}
+
+/// What one guard in one pod has answered. Metrics are sums over all the pods of a guard; the wire tells of each.
+#[derive(Debug)]
+pub struct Tally {
+    since: SystemTime,
+    events: [[AtomicU64; Outcome::ALL.len()]; Event::ALL.len()],
+    fallbacks: [AtomicU64; Failure::ALL.len()],
+    lines_dropped: AtomicU64,
+    restarts: AtomicU64,
+}
+
+impl Default for Tally {
+    fn default() -> Tally {
+        Tally {
+            since: SystemTime::now(),
+            events: Default::default(),
+            fallbacks: Default::default(),
+            lines_dropped: AtomicU64::new(0),
+            restarts: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Tally {
+    /// Since when it counts.
+    pub fn since(&self) -> SystemTime {
+        self.since
+    }
+
+    /// How many of each kind were answered how.
+    pub fn events(&self) -> impl Iterator<Item = (Event, Outcome, u64)> {
+        let of = |event: Event| Outcome::ALL.map(|outcome| (event, outcome));
+        let all = Event::ALL.into_iter().flat_map(of);
+        all.map(|(event, outcome)| {
+            (event, outcome, self.events[event as usize][outcome as usize].load(Ordering::Relaxed))
+        })
+    }
+
+    /// How many could not be judged, and why.
+    pub fn fallbacks(&self) -> impl Iterator<Item = (Failure, u64)> {
+        Failure::ALL.into_iter().zip(&self.fallbacks).map(|(failure, count)| (failure, count.load(Ordering::Relaxed)))
+    }
+
+    /// Event lines that were dropped.
+    pub fn lines_dropped(&self) -> u64 {
+        self.lines_dropped.load(Ordering::Relaxed)
+    }
+
+    /// Times that the worker was replaced.
+    pub fn restarts(&self) -> u64 {
+        self.restarts.load(Ordering::Relaxed)
+    }
+}
+
+/// Counts the lines of one guard that are dropped.
+#[derive(Debug, Clone)]
+pub struct Dropped {
+    all: Counter,
+    own: Arc<Tally>,
+}
+
+impl Dropped {
+    /// One more.
+    pub fn inc(&self) {
+        self.all.inc();
+        self.own.lines_dropped.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl GuardMetrics {
+    /// What this guard in this pod has answered.
+    pub fn tally(&self) -> Arc<Tally> {
+        self.tally.clone()
+    }
+
     /// An event was answered, `seconds` after it was read.
     pub fn answered(&self, event: Event, decision: &Decision, seconds: f64) {
         self.events[event as usize][decision.outcome() as usize].inc();
+        self.tally.events[event as usize][decision.outcome() as usize].fetch_add(1, Ordering::Relaxed);
         self.response_seconds.observe(seconds);
         if let crate::policy::Reason::Failure(failure) = decision.reason {
             self.failed(failure, 1);
@@ -325,17 +450,18 @@ impl GuardMetrics {
     pub fn failed(&self, failure: Failure, count: u64) {
         if let Some(at) = Failure::ALL.iter().position(|f| *f == failure) {
             self.fallbacks[at].inc_by(count);
+            self.tally.fallbacks[at].fetch_add(count, Ordering::Relaxed);
         }
     }
 
     /// An event line was dropped.
     pub fn line_dropped(&self) {
-        self.log_dropped.inc();
+        self.log_dropped().inc();
     }
 
     /// The counter of dropped lines, for whoever writes them.
-    pub fn log_dropped(&self) -> Counter {
-        self.log_dropped.clone()
+    pub fn log_dropped(&self) -> Dropped {
+        Dropped { all: self.log_dropped.clone(), own: self.tally.clone() }
     }
 
     /// So many files are known by identity, in so many bytes.
@@ -352,6 +478,7 @@ impl GuardMetrics {
     /// The worker was replaced.
     pub fn worker_restarted(&self) {
         self.worker_restarts.inc();
+        self.tally.restarts.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Something cannot be guarded.
@@ -362,5 +489,39 @@ impl GuardMetrics {
             reason: Word(reason),
         };
         self.problems.get_or_create(&labels).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Reason;
+
+    #[test]
+    fn each_pod_of_a_guard_is_counted_for_itself_and_all_together() {
+        let metrics = Metrics::default();
+        let name = GuardName { namespace: "ns".to_owned(), name: "g".to_owned() };
+        let (one, other) = (metrics.guard(&name), metrics.guard(&name));
+        let denied = Decision { response: crate::policy::Response::Deny, ..Decision::ALLOW };
+        let failed = Decision { reason: Reason::Failure(Failure::LookupBusy), ..Decision::ALLOW };
+        one.answered(Event::Open, &denied, 1e-5);
+        one.answered(Event::Access, &failed, 1e-5);
+        other.answered(Event::Open, &denied, 1e-5);
+        other.log_dropped().inc();
+        let told = |tally: &Tally| tally.events().filter(|(.., count)| *count > 0).collect::<Vec<_>>();
+        assert_eq!(
+            told(&one.tally()),
+            [(Event::Open, Outcome::Deny, 1), (Event::Access, Outcome::Allow, 1)],
+            "of the one"
+        );
+        assert_eq!(told(&other.tally()), [(Event::Open, Outcome::Deny, 1)], "of the other");
+        assert_eq!(one.tally().fallbacks().map(|(_, count)| count).sum::<u64>(), 1);
+        assert_eq!((one.tally().lines_dropped(), other.tally().lines_dropped()), (0, 1));
+        let text = metrics.open_metrics().unwrap();
+        let sample = r#"janus_guard_events_total{namespace="ns",guard="g",event="open",response="deny"} 2"#;
+        assert!(text.contains(sample), "{text}");
+        metrics.forget(&name);
+        let text = metrics.open_metrics().unwrap();
+        assert!(!text.contains(r#"guard="g""#), "{text}");
     }
 }

@@ -36,6 +36,24 @@ pub enum ProblemReason {
 }
 
 impl ProblemReason {
+    /// All of them.
+    pub const ALL: [ProblemReason; 14] = [
+        ProblemReason::RootUnreachable,
+        ProblemReason::FilesystemNotGated,
+        ProblemReason::SpecialFileNotGated,
+        ProblemReason::MarkRefused,
+        ProblemReason::NodeMount,
+        ProblemReason::NotADirectory,
+        ProblemReason::SymlinkLoop,
+        ProblemReason::PathUnreadable,
+        ProblemReason::TooManyEntries,
+        ProblemReason::WatchLimit,
+        ProblemReason::AuditUnavailable,
+        ProblemReason::KeeperPanicked,
+        ProblemReason::NameUnknown,
+        ProblemReason::PathAbsent,
+    ];
+
     /// The word.
     pub const fn word(self) -> &'static str {
         match self {
