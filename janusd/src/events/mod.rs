@@ -3,6 +3,8 @@
 //! A reader of stdout that is slow, or stopped, costs lines (counted), never an opener's time: the reader may be the very
 //! process that waits for an answer.
 
+pub mod relay;
+
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
@@ -88,6 +90,37 @@ impl GuardText {
         }
     }
 
+    /// The guard's namespace.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The guard's name.
+    pub fn guard(&self) -> &str {
+        &self.guard
+    }
+
+    /// The pod and the guard, where a cluster names them.
+    pub fn whose(&self) -> Option<&Whose> {
+        self.whose.as_deref()
+    }
+
+    /// Counts a line that cannot be told.
+    pub fn dropped(&self) {
+        self.dropped.inc();
+    }
+
+    /// The subject and the rule that decided: its name, its tags, and the rule's path in the guard's writing.
+    pub fn decided(&self, decision: &Decision) -> Option<(&str, &BTreeMap<String, String>, Option<&str>)> {
+        let rule = decision.rule?;
+        let subject = self.subjects.get(usize::from(rule.subject))?;
+        let paths = match rule.list {
+            crate::policy::List::Allow => &subject.allow,
+            crate::policy::List::Deny => &subject.deny,
+        };
+        Some((&subject.name, &subject.tags, paths.get(usize::from(rule.index)).map(String::as_str)))
+    }
+
     /// What the format asks to know about the opener.
     pub fn wanted(&self) -> Wanted {
         let shows = |field| self.format.shows(field);
@@ -100,7 +133,7 @@ impl GuardText {
 }
 
 /// One event that makes a line.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Line {
     /// When it was answered.
     pub at: SystemTime,
@@ -208,24 +241,17 @@ impl<W: Write> Writer<W> {
 
     fn render(&self, line: &Line, out: &mut String) {
         let text = &*line.text;
-        let subject = line.decision.rule.and_then(|rule| text.subjects.get(usize::from(rule.subject)));
-        let rule = line.decision.rule.and_then(|rule| {
-            let paths = match rule.list {
-                crate::policy::List::Allow => &subject?.allow,
-                crate::policy::List::Deny => &subject?.deny,
-            };
-            paths.get(usize::from(rule.index))
-        });
+        let decided = text.decided(&line.decision);
         let event = EventLine {
             time: Some(line.at),
             path: Some(&*line.path).filter(|path| !path.is_empty()),
             pod: Some(text.whose.as_ref().map_or(&self.place.pod, |whose| &whose.pod)),
             node: Some(&self.place.node),
-            tags: subject.map(|subject| &subject.tags),
+            tags: decided.map(|(_, tags, _)| tags),
             namespace: Some(&text.namespace),
             guard: Some(&text.guard),
-            subject: subject.map(|subject| subject.name.as_str()),
-            rule: rule.map(String::as_str),
+            subject: decided.map(|(subject, ..)| subject),
+            rule: decided.and_then(|(.., rule)| rule),
             container: line.container.as_deref(),
             reason: Some(line.decision.reason.word()),
             origin: line.opener.as_ref().and_then(|opener| opener.origin).map(Origin::word),
