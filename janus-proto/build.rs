@@ -7,7 +7,8 @@ use prost::Message;
 
 fn main() -> anyhow::Result<()> {
     println!("cargo:rerun-if-changed=janus");
-    let descriptors = protox::compile(["janus/v1/janusd.proto"], ["."])?;
+    println!("cargo:rerun-if-changed=google");
+    let descriptors = protox::compile(["janus/v1/janusd.proto", "google/rpc/status.proto"], ["."])?;
 
     let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR")?);
     fs::write(out.join("janus.v1.binpb"), descriptors.encode_to_vec()).context("writing the descriptors")?;

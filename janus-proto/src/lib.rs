@@ -20,3 +20,10 @@ pub mod v1 {
     /// The encoded `FileDescriptorSet`, for the reflection service.
     pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/janus.v1.binpb"));
 }
+
+/// Package `google.rpc`: details of a status, in the trailer `grpc-status-details-bin`.
+pub mod rpc {
+    #![allow(missing_docs, unreachable_pub, clippy::all, reason = "generated")]
+
+    tonic::include_proto!("google.rpc");
+}
