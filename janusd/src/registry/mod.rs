@@ -4,13 +4,26 @@
 //! one pod, whose state machine says what the engine is to do about it: an [`Effect`]. What the engine then reports goes
 //! into the same machine.
 //!
-//! Owns: which call counts, and what happens next. Must never touch: a descriptor, a thread, a clock, a lock.
+//! [`state`] is pure: which call counts, and what happens next. [`thread`] carries it out, by way of [`port`].
 
+pub mod port;
 mod state;
+mod thread;
 
 pub use state::{
     Effect, FIRST_RETRY, Health, Input, LONGEST_RETRY, Phase, Refusal, STEADY, Standing, Target, Ticket, Unit,
 };
+
+pub use thread::{Brief, Census, Denied, Everything, Registry, RegistryThread, UnitState};
+
+/// How many guards are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Guards x pods in all.
+    pub guards: u32,
+    /// Of one namespace: so that none takes all of them.
+    pub of_namespace: u32,
+}
 
 /// The epoch of the leader that speaks: the highest that any call has had, whatever the unit.
 ///

@@ -534,6 +534,11 @@ impl<S: Eq> Unit<S> {
         }
     }
 
+    /// Whether it was in force, has died, and is not back yet.
+    pub fn died(&self) -> bool {
+        self.died && self.wanted.is_some()
+    }
+
     /// Tries to put the accepted target in force that failed one after the other.
     pub fn failures(&self) -> u32 {
         self.failures
