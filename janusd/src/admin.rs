@@ -12,24 +12,63 @@ use axum::routing::get;
 use parking_lot::Mutex;
 
 use crate::guard::Report;
-use crate::metrics::{MarkCounts, Metrics, prometheus_text};
+use crate::metrics::{GuardState, MarkCounts, Metrics, prometheus_text};
 use crate::policy::GuardName;
+use crate::registry::Census;
 
 /// What the admin server tells of.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Admin {
     /// The counters.
-    pub metrics: Metrics,
-    /// Whether every guard is in force.
+    pub metrics: Arc<Metrics>,
+    /// Whether the process does what it is there for; the guards' part of it is [`Guards::fault`].
     pub ready: AtomicBool,
     /// The guards.
-    pub guards: Mutex<BTreeMap<GuardName, Arc<Mutex<Report>>>>,
+    pub guards: Arc<dyn Guards>,
 }
 
-impl Admin {
-    /// All marks of all guards.
-    pub fn marks(&self) -> MarkCounts {
-        self.guards.lock().values().map(|report| report.lock().marks).fold(MarkCounts::default(), MarkCounts::plus)
+/// Whoever knows the guards of the process. Asked at every scrape: answers at once.
+pub trait Guards: std::fmt::Debug + Send + Sync {
+    /// The state of each.
+    fn states(&self) -> Vec<GuardState>;
+    /// All marks of all of them.
+    fn marks(&self) -> MarkCounts;
+    /// Why the process is not ready, for their part.
+    fn fault(&self) -> Option<String>;
+}
+
+/// Guards by name, as a command without a cluster has them.
+#[derive(Debug, Default)]
+pub struct Reports(pub Mutex<BTreeMap<GuardName, Arc<Mutex<Report>>>>);
+
+impl Guards for Reports {
+    fn states(&self) -> Vec<GuardState> {
+        self.0.lock().values().map(|report| report.lock().state).collect()
+    }
+
+    fn marks(&self) -> MarkCounts {
+        self.0.lock().values().map(|report| report.lock().marks).fold(MarkCounts::default(), MarkCounts::plus)
+    }
+
+    fn fault(&self) -> Option<String> {
+        None
+    }
+}
+
+impl Guards for Census {
+    fn states(&self) -> Vec<GuardState> {
+        Census::states(self)
+    }
+
+    fn marks(&self) -> MarkCounts {
+        Census::marks(self)
+    }
+
+    fn fault(&self) -> Option<String> {
+        match self.dead() {
+            0 => None,
+            dead => Some(format!("{dead} guards have died and are not back yet")),
+        }
     }
 }
 
@@ -50,16 +89,16 @@ pub async fn serve(listener: tokio::net::TcpListener, admin: Arc<Admin>) -> std:
 }
 
 async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
-    if admin.ready.load(Ordering::Acquire) {
-        "ok\n".into_response()
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n").into_response()
+    let not = |why: String| (StatusCode::SERVICE_UNAVAILABLE, why + "\n").into_response();
+    match admin.guards.fault() {
+        _ if !admin.ready.load(Ordering::Acquire) => not("not ready".to_owned()),
+        Some(fault) => not(fault),
+        None => "ok\n".into_response(),
     }
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response {
-    let states: Vec<_> = admin.guards.lock().values().map(|report| report.lock().state).collect();
-    admin.metrics.set_totals(states, &admin.marks());
+    admin.metrics.set_totals(admin.guards.states(), &admin.guards.marks());
     let text = match admin.metrics.open_metrics() {
         Ok(text) => text,
         Err(error) => return (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),

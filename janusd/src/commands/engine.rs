@@ -1,5 +1,6 @@
 //! What every command that enforces needs: rights, limits, and the threads that guards share.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use rustix::thread::CapabilitySet;
 
 use super::Failed;
+use crate::events::relay::{Relay, RelayThread};
 use crate::events::{EventFormat, LineWriter, Place};
 use crate::fanotify::Features;
 use crate::guard::lookup::{LookupThread, Lookups};
@@ -28,6 +30,7 @@ pub struct Engine {
     lookups: LookupThread,
     watches: WatchThread,
     lines: LineWriter,
+    relay: Option<(Relay, RelayThread)>,
 }
 
 /// Capabilities that enforcement needs.
@@ -61,12 +64,36 @@ pub fn local_place() -> Place {
     Place { pod: "local".to_owned(), node }
 }
 
+/// How the engine is to run.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// How event lines look.
+    pub format: EventFormat,
+    /// Where they say that they come from.
+    pub place: Place,
+    /// How many guards to make room for.
+    pub guards: u64,
+    /// More executables that are the node's agents.
+    pub agents: Vec<PathBuf>,
+    /// Decisions can be watched: [`Engine::relay`].
+    pub watched: bool,
+}
+
 impl Engine {
+    /// [`Engine::set_up`] without a cluster.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn start(format: EventFormat, guards: u64) -> Result<Engine, Failed> {
+        Engine::set_up(Setup { format, place: local_place(), guards, agents: Vec::new(), watched: false })
+    }
+
     /// Checks rights, makes room for so many guards, probes the kernel, starts the shared threads.
     ///
     /// # Errors
     /// Status 1, naming the missing capability or what could not be had.
-    pub fn start(format: EventFormat, guards: u64) -> Result<Engine, Failed> {
+    pub fn set_up(setup: Setup) -> Result<Engine, Failed> {
+        let Setup { format, place, guards, agents, watched } = setup;
         let missing = missing_capabilities();
         if !missing.is_empty() {
             return Err(Failed::running(format!("missing capability: {} (run as root)", missing.join(", "))));
@@ -74,14 +101,20 @@ impl Engine {
         let capacity = limits::prepare(&limits::Node::here(), guards);
         keep_workers_panics_quiet();
         let features = Features::probe();
-        let agents = Agents::find(&[], &features).map_err(Failed::running)?;
+        let agents = Agents::find(&agents, &features).map_err(Failed::running)?;
         let failed = |what: &str, error: std::io::Error| Failed::running(format!("{what}: {error}"));
         let (supervisor, supervisor_thread) = Supervisor::start().map_err(|e| failed("supervisor thread", e))?;
         let (lookups, lookup_thread) = Lookups::start().map_err(|e| failed("lookup thread", e))?;
         let (watches, watch_thread) = Watches::start()
             .map_err(|e| failed("inotify instance or its thread (fs.inotify.max_user_instances)", e))?;
         let (lines, line_writer) =
-            LineWriter::start(std::io::stdout(), format, local_place()).map_err(|e| failed("line thread", e))?;
+            LineWriter::start(std::io::stdout(), format, place).map_err(|e| failed("line thread", e))?;
+        let (lines, relay) = if watched {
+            let (lines, relay, thread) = Relay::start(lines).map_err(|e| failed("relay thread", e))?;
+            (lines, Some((relay, thread)))
+        } else {
+            (lines, None)
+        };
         let shared = Shared {
             features,
             supervisor,
@@ -102,12 +135,18 @@ impl Engine {
             lookups: lookup_thread,
             watches: watch_thread,
             lines: line_writer,
+            relay,
         })
+    }
+
+    /// Where decisions can be watched, if they can.
+    pub fn relay(&self) -> Option<Relay> {
+        self.relay.as_ref().map(|(relay, _)| relay.clone())
     }
 
     /// Ends the shared threads; stop every guard first. `clean`: every guard has stopped, so the threads will end.
     pub fn finish(self, clean: bool, patience: Duration) {
-        let Engine { shared, capacity: _, supervisor, lookups, watches, lines } = self;
+        let Engine { shared, capacity: _, supervisor, lookups, watches, lines, relay } = self;
         shared.stopping.store(true, Ordering::Relaxed);
         drop(shared);
         if !clean {
@@ -117,6 +156,10 @@ impl Engine {
         supervisor.join();
         lookups.join();
         watches.join();
+        if let Some((relay, thread)) = relay {
+            drop(relay);
+            thread.join();
+        }
         if !lines.finish(patience) {
             tracing::warn!("event lines were lost: nobody read them");
         }

@@ -11,7 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::engine::Engine;
 use super::{DONE, Failed, REFUSED, read_manifests};
-use crate::admin::{self, Admin};
+use crate::admin::{self, Admin, Guards, Reports};
 use crate::events::EventFormat;
 use crate::guard::{Guard, Roots};
 use crate::line::Printable;
@@ -79,7 +79,10 @@ fn try_run(options: Options) -> Result<(), Failed> {
         .enable_time()
         .build()
         .map_err(|error| Failed::running(format!("async runtime: {error}")))?;
-    let watch = Arc::new(Roster { engine, options, admin: Arc::default(), guards: parking_lot::Mutex::default() });
+    let reports: Arc<Reports> = Arc::default();
+    let admin = Admin { metrics: Arc::default(), ready: false.into(), guards: reports.clone() };
+    let guards = parking_lot::Mutex::default();
+    let watch = Arc::new(Roster { engine, options, admin: Arc::new(admin), reports, guards });
     let result = runtime.block_on(watch.clone().serve(specs));
     watch.admin.ready.store(false, Ordering::Release);
     watch.engine.shared.stopping.store(true, Ordering::Relaxed);
@@ -107,6 +110,7 @@ struct Roster {
     engine: Engine,
     options: Options,
     admin: Arc<Admin>,
+    reports: Arc<Reports>,
     guards: parking_lot::Mutex<BTreeMap<GuardName, Guard>>,
 }
 
@@ -188,13 +192,13 @@ impl Roster {
         let gone: Vec<GuardName> = guards.keys().filter(|name| !wanted.contains(name)).cloned().collect();
         for name in gone {
             if let Some(guard) = guards.remove(&name) {
-                self.admin.guards.lock().remove(&name);
+                self.reports.0.lock().remove(&name);
                 if !guard.stop(PATIENCE) {
                     failed.push(format!("{}: did not stop in time", Printable(&name.to_string())));
                 }
             }
         }
-        let (count, marks) = (guards.len(), self.admin.marks().total());
+        let (count, marks) = (guards.len(), self.reports.marks().total());
         drop(guards);
         let failed = Failed { status: super::FAILED, lines: failed };
         if failed.lines.is_empty() {
@@ -219,7 +223,7 @@ impl Roster {
         let metrics = self.admin.metrics.guard(&name);
         let guard = Guard::start(Arc::new(spec), Roots::One(root), None, metrics, &self.engine.shared)
             .map_err(|error| error.to_string())?;
-        self.admin.guards.lock().insert(name.clone(), guard.reports());
+        self.reports.0.lock().insert(name.clone(), guard.reports());
         guards.insert(name, guard);
         Ok(())
     }

@@ -1,13 +1,19 @@
 //! Guards on this node's pods: a guard, and the finder that tells it which containers its pod has.
 
-use std::sync::Arc;
+mod enforcer;
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+pub use self::enforcer::NodeEnforcer;
 use crate::container::{Finder, PodUid, Sighting, Watch};
 use crate::events::Whose;
-use crate::guard::{Answer, Guard, Offer, Report, Roots, Shared, Site, StartError, SurveyError};
+use crate::guard::{Answer, Door, Ended, Guard, Offer, Report, Roots, Shared, Site, StartError, SurveyError};
 use crate::metrics::GuardMetrics;
 use crate::policy::GuardSpec;
-use std::time::Duration;
 
 /// One guard on one pod.
 #[derive(Debug)]
@@ -15,10 +21,13 @@ pub struct PodGuard {
     /// Before the guard: once it is gone, nobody offers containers any more.
     watch: Watch,
     guard: Guard,
+    pod: PodUid,
+    whose: Arc<Whose>,
+    porch: Arc<Porch>,
 }
 
 impl PodGuard {
-    /// Starts it. The pod's containers are guarded as they are found; that there may be none yet is no error.
+    /// Starts it, and returns once the containers that the pod has are guarded. That there may be none yet is no error.
     ///
     /// # Errors
     /// [`StartError`].
@@ -30,11 +39,42 @@ impl PodGuard {
         shared: &Shared,
         finder: &Finder,
     ) -> Result<PodGuard, StartError> {
-        let whose = Whose { pod: name.to_string(), ..Whose::default() };
-        let guard = Guard::start(spec, Roots::Pod(Offer::default()), Some(Arc::new(whose)), metrics, shared)?;
-        let door = guard.door();
-        let watch = finder.watch(pod, Box::new(move |sighting| door.offer(offer(&sighting), Answer::unasked())));
-        Ok(PodGuard { watch, guard })
+        let whose = Arc::new(Whose { pod: name.to_string(), ..Whose::default() });
+        let (tell, told) = crossbeam_channel::bounded(1);
+        let answer = Answer::new(move |result| {
+            // Whoever waited has gone; the guard stands as it is.
+            let _gone = tell.send(result);
+        });
+        let guard = PodGuard::launch(spec, pod, whose, metrics, shared, finder, answer, Box::new(|| {}))?;
+        match told.recv().unwrap_or(Err(SurveyError::Stopped)) {
+            Ok(()) => Ok(guard),
+            Err(error) => {
+                guard.stop(Duration::from_secs(1));
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Starts it without waiting: `answer` is told once the containers that the pod has are guarded, `ended` is called once
+    /// it has stopped ([`Guard::launch`]).
+    ///
+    /// # Errors
+    /// [`StartError`].
+    #[expect(clippy::too_many_arguments, reason = "each is another thing, and there are two callers")]
+    pub fn launch(
+        spec: Arc<GuardSpec>,
+        pod: PodUid,
+        whose: Arc<Whose>,
+        metrics: GuardMetrics,
+        shared: &Shared,
+        finder: &Finder,
+        answer: Answer,
+        ended: Ended,
+    ) -> Result<PodGuard, StartError> {
+        let guard = Guard::launch(spec, Roots::Pod(Offer::default()), Some(whose.clone()), metrics, shared, ended)?;
+        let porch = Arc::new(Porch { door: guard.door(), inside: Mutex::default() });
+        let watch = watch(finder, &pod, &porch, answer);
+        Ok(PodGuard { watch, guard, pod, whose, porch })
     }
 
     /// [`Guard::update`].
@@ -45,9 +85,38 @@ impl PodGuard {
         self.guard.update(spec)
     }
 
+    /// The same without waiting.
+    pub fn update_then(&self, spec: Arc<GuardSpec>, answer: Answer) {
+        self.guard.update_then(spec, answer);
+    }
+
+    /// The pod's cgroups bear another UID than was thought.
+    pub fn look_for(&mut self, pod: PodUid, finder: &Finder) {
+        if pod != self.pod {
+            self.watch = watch(finder, &pod, &self.porch, Answer::unasked());
+            self.pod = pod;
+        }
+    }
+
+    /// Learns containers' names by their ids. Those that the runtime's bundle gives count before these. True when there is
+    /// one among the ids that has not been found yet.
+    pub fn know(&self, names: impl IntoIterator<Item = (Arc<str>, Arc<str>)>) -> bool {
+        self.porch.know(names)
+    }
+
+    /// Whose events it answers.
+    pub fn whose(&self) -> &Arc<Whose> {
+        &self.whose
+    }
+
     /// How it is.
     pub fn report(&self) -> Report {
         self.guard.report()
+    }
+
+    /// How it is, for whoever asks later.
+    pub fn reports(&self) -> Arc<Mutex<Report>> {
+        self.guard.reports()
     }
 
     /// Asks it to stop; [`PodGuard::stop`] waits for that.
@@ -62,16 +131,72 @@ impl PodGuard {
     }
 }
 
-fn offer(sighting: &Sighting) -> Offer {
-    let mut unreachable = sighting.unreachable.clone();
-    let mut sites = Vec::new();
-    for container in &sighting.containers {
-        match container.root.try_clone() {
-            Ok(root) => {
-                sites.push(Site { id: container.id.clone(), name: container.name.clone(), root, init: container.init });
-            }
-            Err(error) => drop(unreachable.insert(container.id.clone(), format!("its pidfd: {error}"))),
-        }
+/// Names of containers that are kept for a pod: more than it can have at once.
+const MOST_NAMES: usize = 1024;
+
+/// Where what the finder sees and what the controller says of the same containers come together.
+#[derive(Debug)]
+struct Porch {
+    door: Door,
+    inside: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    sighting: Option<Arc<Sighting>>,
+    names: BTreeMap<Arc<str>, Arc<str>>,
+}
+
+impl Porch {
+    fn see(&self, sighting: Arc<Sighting>, answer: Answer) {
+        // Offered under the lock, so that what was seen last is offered last. Offering never blocks.
+        let mut inside = self.inside.lock();
+        inside.sighting = Some(sighting);
+        self.door.offer(inside.offer(), answer);
     }
-    Offer { sites, unreachable }
+
+    fn know(&self, names: impl IntoIterator<Item = (Arc<str>, Arc<str>)>) -> bool {
+        let mut inside = self.inside.lock();
+        let mut unseen = false;
+        let mut new = false;
+        for (id, name) in names {
+            let seen = inside.sighting.iter().flat_map(|sighting| &sighting.containers).any(|it| it.id == id);
+            unseen |= !seen;
+            if inside.names.len() >= MOST_NAMES {
+                // Of those that have gone; the bundle names most of the others.
+                inside.names.clear();
+            }
+            new |= inside.names.insert(id, name.clone()) != Some(name);
+        }
+        if new && inside.sighting.is_some() {
+            self.door.offer(inside.offer(), Answer::unasked());
+        }
+        unseen
+    }
+}
+
+impl Known {
+    fn offer(&self) -> Offer {
+        let Some(sighting) = &self.sighting else { return Offer::default() };
+        let mut unreachable = sighting.unreachable.clone();
+        let mut sites = Vec::new();
+        for container in &sighting.containers {
+            let name = container.name.clone().or_else(|| self.names.get(&container.id).cloned());
+            match container.root.try_clone() {
+                Ok(root) => sites.push(Site { id: container.id.clone(), name, root, init: container.init }),
+                Err(error) => drop(unreachable.insert(container.id.clone(), format!("its pidfd: {error}"))),
+            }
+        }
+        Offer { sites, unreachable }
+    }
+}
+
+fn watch(finder: &Finder, pod: &PodUid, porch: &Arc<Porch>, answer: Answer) -> Watch {
+    let porch = porch.clone();
+    let first = Mutex::new(Some(answer));
+    let deliver = move |sighting| {
+        let answer = first.lock().take().unwrap_or_else(Answer::unasked);
+        porch.see(sighting, answer);
+    };
+    finder.watch(pod.clone(), Box::new(deliver))
 }
