@@ -15,6 +15,10 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Guard this node's pods, as janus-controller says over gRPC, until SIGINT or SIGTERM.
+    ///
+    /// Event lines go to stdout, everything else to stderr. Certificates are read again when their files change.
+    Serve(ServeArguments),
     /// Enforce JanusGuard manifests on this machine, without a cluster, until SIGINT or SIGTERM.
     ///
     /// Event lines go to stdout, everything else to stderr. SIGHUP reads the manifests again.
@@ -54,6 +58,48 @@ pub(crate) struct GuardArguments {
     /// Serve /metrics, /livez and /readyz here.
     #[arg(long, value_name = "ADDR", env = "JANUS_ADMIN_LISTEN")]
     pub(crate) admin_listen: Option<SocketAddr>,
+    /// How event lines look.
+    #[arg(long, value_enum, default_value_t, env = "JANUS_EVENT_FORMAT")]
+    pub(crate) event_format: EventFormat,
+    /// How everything else looks, on stderr.
+    #[arg(long, value_enum, default_value_t, env = "JANUS_LOG_FORMAT")]
+    pub(crate) log_format: LogFormat,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArguments {
+    /// Serve gRPC here.
+    #[arg(long, value_name = "ADDR", env = "JANUS_LISTEN", default_value = "0.0.0.0:50051")]
+    pub(crate) listen: SocketAddr,
+    /// Serve /metrics, /livez and /readyz here.
+    #[arg(long, value_name = "ADDR", env = "JANUS_ADMIN_LISTEN", default_value = "0.0.0.0:9101")]
+    pub(crate) admin_listen: SocketAddr,
+    /// This node, as the API server names it.
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    pub(crate) node_name: String,
+    /// The namespace of the controller: its certificate has to be for janus-controller.NAMESPACE.svc.
+    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE", default_value = "janus-system")]
+    pub(crate) namespace: String,
+    /// Our certificate, and those that lead to its CA (PEM).
+    #[arg(long, value_name = "FILE", env = "JANUS_TLS_CERT", required_unless_present = "insecure")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Its key (PEM).
+    #[arg(long, value_name = "FILE", env = "JANUS_TLS_KEY", required_unless_present = "insecure")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// The CAs of clients (PEM).
+    #[arg(long, value_name = "FILE", env = "JANUS_TLS_CLIENT_CA", required_unless_present = "insecure")]
+    pub(crate) tls_client_ca: Option<PathBuf>,
+    /// Serve gRPC without TLS: whoever reaches the port may lift every guard of the node.
+    #[arg(
+        long,
+        env = "JANUS_INSECURE",
+        value_parser = clap::builder::BoolishValueParser::new(),
+        conflicts_with_all = ["tls_cert", "tls_key", "tls_client_ca"]
+    )]
+    pub(crate) insecure: bool,
+    /// One more executable that no guard denies when it runs on the node, beside the kubelet and the container runtime.
+    #[arg(long, value_name = "PATH", env = "JANUS_NODE_AGENT", value_delimiter = ':')]
+    pub(crate) node_agent: Vec<PathBuf>,
     /// How event lines look.
     #[arg(long, value_enum, default_value_t, env = "JANUS_EVENT_FORMAT")]
     pub(crate) event_format: EventFormat,

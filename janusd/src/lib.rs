@@ -17,4 +17,5 @@ pub mod policy;
 pub mod process;
 pub mod registry;
 pub mod root;
+pub mod server;
 pub mod wire;

@@ -5,10 +5,11 @@ mod args;
 use std::os::unix::ffi::OsStringExt;
 use std::process::ExitCode;
 
-use args::{Arguments, CheckArguments, Command, EventFormat, EventWord, LogFormat, OriginWord, Output};
+use args::{Arguments, CheckArguments, Command, EventFormat, EventWord, LogFormat, OriginWord, Output, ServeArguments};
 use clap::Parser;
 use janusd::check::Inquiry;
 use janusd::commands::guard::{Options, RootPlace};
+use janusd::server::tls::Files;
 use janusd::{commands, events, policy};
 use tracing_appender::non_blocking::WorkerGuard;
 
@@ -23,11 +24,12 @@ fn main() -> ExitCode {
                     None => RootPlace::Directory(arguments.root),
                 },
                 admin_listen: arguments.admin_listen,
-                event_format: match arguments.event_format {
-                    EventFormat::Guard => events::EventFormat::Guard,
-                    EventFormat::Json => events::EventFormat::Json,
-                },
+                event_format: event_format(arguments.event_format),
             })
+        }
+        Command::Serve(arguments) => {
+            let _flushed_at_the_end = log_to_stderr(arguments.log_format);
+            commands::serve::run(serve_options(arguments))
         }
         Command::Check(arguments) => {
             let inquiry = inquiry(&arguments);
@@ -55,6 +57,43 @@ fn log_to_stderr(format: LogFormat) -> WorkerGuard {
         LogFormat::Json => subscriber.json().init(),
     }
     guard
+}
+
+fn event_format(format: EventFormat) -> events::EventFormat {
+    match format {
+        EventFormat::Guard => events::EventFormat::Guard,
+        EventFormat::Json => events::EventFormat::Json,
+    }
+}
+
+fn serve_options(arguments: ServeArguments) -> commands::serve::Options {
+    let ServeArguments {
+        listen,
+        admin_listen,
+        node_name,
+        namespace,
+        tls_cert,
+        tls_key,
+        tls_client_ca,
+        // Then there are no files: clap sees to that.
+        insecure: _,
+        node_agent,
+        event_format: format,
+        log_format: _,
+    } = arguments;
+    let files = match (tls_cert, tls_key, tls_client_ca) {
+        (Some(certificate), Some(key), Some(client_ca)) => Some(Files { certificate, key, client_ca }),
+        _ => None,
+    };
+    commands::serve::Options {
+        listen,
+        admin_listen,
+        node: node_name,
+        namespace,
+        files,
+        agents: node_agent,
+        event_format: event_format(format),
+    }
 }
 
 fn inquiry(arguments: &CheckArguments) -> Option<Inquiry> {

@@ -126,6 +126,64 @@ impl GuardState {
     }
 }
 
+/// Why a connection was not let in, as `janus_connections_refused_total{reason}` names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Turned {
+    /// There was no client certificate.
+    Absent,
+    /// It has expired.
+    Expired,
+    /// It is of no CA that we know, or broken.
+    Untrusted,
+    /// It is not the controller's.
+    WrongName,
+    /// It is not made for clients.
+    WrongPurpose,
+    /// The handshake took too long.
+    Timeout,
+    /// It was no handshake that we understand, or the client broke it off.
+    Protocol,
+    /// There are too many connections.
+    TooMany,
+}
+
+impl Turned {
+    const ALL: [Turned; 8] = [
+        Turned::Absent,
+        Turned::Expired,
+        Turned::Untrusted,
+        Turned::WrongName,
+        Turned::WrongPurpose,
+        Turned::Timeout,
+        Turned::Protocol,
+        Turned::TooMany,
+    ];
+
+    /// The word.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Turned::Absent => "certificate-absent",
+            Turned::Expired => "certificate-expired",
+            Turned::Untrusted => "certificate-untrusted",
+            Turned::WrongName => "certificate-name",
+            Turned::WrongPurpose => "certificate-purpose",
+            Turned::Timeout => "timeout",
+            Turned::Protocol => "protocol",
+            Turned::TooMany => "too-many",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WhyLabels {
+    reason: Word,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabels {
+    result: Word,
+}
+
 /// All metric families of the process.
 #[derive(Debug)]
 pub struct Metrics {
@@ -141,6 +199,8 @@ pub struct Metrics {
     identities_dropped: Family<GuardLabels, Counter>,
     guards: Family<StateLabels, Gauge>,
     marks: Family<KindLabels, Gauge>,
+    refused: Family<WhyLabels, Counter>,
+    reloads: Family<ResultLabels, Counter>,
 }
 
 /// From a bare answer on one CPU (10 µs) to what a person notices; seconds.
@@ -200,6 +260,17 @@ impl Default for Metrics {
         );
         registry.register("janus_guards", "Guards by state", Family::clone(&guards));
         registry.register("janus_marks", "fanotify marks by kind", Family::clone(&marks));
+        let (refused, reloads) = (Family::default(), Family::default());
+        registry.register(
+            "janus_connections_refused",
+            "Connections to the gRPC port that were not let in",
+            Family::clone(&refused),
+        );
+        registry.register(
+            "janus_certificate_reloads",
+            "Times that changed certificate files were read again",
+            Family::clone(&reloads),
+        );
         registry.register(
             "janus_build",
             "The running janusd",
@@ -221,6 +292,8 @@ impl Default for Metrics {
             identities_dropped,
             guards,
             marks,
+            refused,
+            reloads,
         }
     }
 }
@@ -286,6 +359,26 @@ impl Metrics {
         self.identities.remove(&labels);
         self.identity_bytes.remove(&labels);
         self.identities_dropped.remove(&labels);
+    }
+
+    /// Brings the counters of the gRPC port into being, each at zero.
+    pub fn serves(&self) {
+        for turned in Turned::ALL {
+            drop(self.refused.get_or_create(&WhyLabels { reason: Word(turned.word()) }));
+        }
+        for result in ["ok", "failed"] {
+            drop(self.reloads.get_or_create(&ResultLabels { result: Word(result) }));
+        }
+    }
+
+    /// A connection was not let in.
+    pub fn tls_refused(&self, turned: Turned) {
+        self.refused.get_or_create(&WhyLabels { reason: Word(turned.word()) }).inc();
+    }
+
+    /// Changed certificates were read, and are used or not.
+    pub fn tls_reloaded(&self, used: bool) {
+        self.reloads.get_or_create(&ResultLabels { result: Word(if used { "ok" } else { "failed" }) }).inc();
     }
 
     /// Sets `janus_guards` and `janus_marks`.

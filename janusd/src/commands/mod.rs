@@ -7,6 +7,7 @@ pub mod demo;
 pub mod engine;
 pub mod guard;
 pub mod preflight;
+pub mod serve;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
