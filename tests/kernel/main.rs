@@ -17,6 +17,7 @@ mod atomic_writer;
 mod case;
 mod commands;
 mod container;
+mod crowd;
 mod daemon;
 mod directory;
 mod faults;
@@ -61,6 +62,9 @@ fn main() -> ExitCode {
     }
     if std::env::args_os().nth(1).is_some_and(|word| word == who::WORD) {
         return who::main();
+    }
+    if std::env::args_os().nth(1).is_some_and(|word| word == crowd::WORD) {
+        return crowd::main();
     }
     let mut arguments = Arguments::from_args();
     // Few CPUs, and latency is asserted.

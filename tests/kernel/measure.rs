@@ -10,13 +10,19 @@ use libtest_mimic::{Failed, Measurement, Trial};
 
 use crate::case::{Case, Janus};
 use crate::container::Agent;
+use crate::crowd::{self, Kind};
 use crate::manifest;
 use crate::watchdog::{Watchdog, wait_until};
 
 /// A figure, and how it is come by.
 type Measure = (&'static str, fn(&Case));
 
-pub(crate) const MEASURES: &[Measure] = &[("opens", opens), ("a_large_tree", a_large_tree)];
+pub(crate) const MEASURES: &[Measure] = &[
+    ("opens", opens),
+    ("a_large_tree", a_large_tree),
+    ("guards_500", |case| guards(case, 500)),
+    ("guards_1000", |case| guards(case, 1000)),
+];
 
 pub(crate) fn trial((name, measure): &Measure) -> Trial {
     let measure = *measure;
@@ -112,6 +118,35 @@ fn a_large_tree(case: &Case) {
     );
     let file: PathBuf = place.at("/denied/d000/file-00000.json");
     println!("  an open in it: {:.1} µs", open_takes(&case.host(), file.to_str().unwrap()));
+}
+
+/// So many guards in one process, each on a small root of its own.
+fn guards(case: &Case, count: usize) {
+    println!("\n  {count} guards, armed from a few threads; RSS, threads, fds: with them, less without");
+    println!(
+        "  {:<12} {:>8} {:>8} {:>7} {:>9} {:>8} {:>7} {:>8} {:>7}",
+        "roots", "armed s", "CPU s", "marks", "RSS MiB", "threads", "fds", "idle %", "stop s"
+    );
+    for kind in [Kind::Directories, Kind::Tmpfs, Kind::Containers] {
+        let scratch = case.scratch(kind.word());
+        fs::create_dir(&scratch).unwrap();
+        let seen = crowd::run(&case.watch, &scratch, kind, count, Duration::from_secs(10));
+        assert_eq!(seen.guards, count, "{:?}", seen.refused.first());
+        let (before, after) = (&seen.before, &seen.after);
+        println!(
+            "  {:<12} {:>8.2} {:>8.2} {:>7} {:>9.1} {:>8} {:>7} {:>8.3} {:>7.2}   RSS in all {:.1} MiB",
+            kind.word(),
+            seen.armed_seconds,
+            seen.arming_cpu,
+            seen.marks,
+            (after.rss_kb - before.rss_kb) as f64 / 1024.0,
+            after.threads - before.threads,
+            after.descriptors - before.descriptors,
+            100.0 * seen.idle_cpu / seen.idle_seconds,
+            seen.stopped_seconds,
+            after.rss_kb as f64 / 1024.0,
+        );
+    }
 }
 
 /// The kernel's slab memory, kB.
