@@ -2,6 +2,7 @@
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use fanotify::low_level as fan;
 use rustix::io::Errno;
@@ -123,11 +124,12 @@ pub struct ReadReport {
     pub denied_by_kernel: u32,
 }
 
-/// One fanotify group, or a duplicate of its descriptor: the group lives until the last one is closed, and closing the
-/// last one *allows* everything that is still pending.
+/// One fanotify group, or a share of it: the group lives until the last one is dropped, which closes the descriptor and
+/// so *allows* everything that is still pending.
 #[derive(Debug)]
 pub struct Group {
-    fd: OwnedFd,
+    /// One descriptor for all shares: with hundreds of guards they are scarce.
+    fd: Arc<OwnedFd>,
     audit: bool,
 }
 
@@ -153,7 +155,7 @@ impl Group {
             Some(Errno::INVAL | Errno::NOSYS) => GroupError::Unsupported,
             _ => GroupError::Other(error),
         })?;
-        Ok(Group { fd, audit })
+        Ok(Group { fd: Arc::new(fd), audit })
     }
 
     pub(super) fn base_flags(class: Class) -> u32 {
@@ -172,7 +174,7 @@ impl Group {
     }
 
     pub(super) fn from_fd(fd: OwnedFd) -> Group {
-        Group { fd, audit: false }
+        Group { fd: Arc::new(fd), audit: false }
     }
 
     /// Whether responses may carry `FAN_AUDIT`.
@@ -180,12 +182,12 @@ impl Group {
         self.audit
     }
 
-    /// Another descriptor of the same group.
+    /// Another share of the same group.
     ///
     /// # Errors
-    /// EMFILE.
+    /// None; whoever holds on to a group is ready for what a duplicate would cost.
     pub fn try_clone(&self) -> std::io::Result<Group> {
-        Ok(Group { fd: self.fd.try_clone()?, audit: self.audit })
+        Ok(Group { fd: self.fd.clone(), audit: self.audit })
     }
 
     /// Reads what is queued, up to [`BATCH`] events, into `events`. Takes one file descriptor an event.
@@ -194,7 +196,7 @@ impl Group {
     /// [`ReadError`]; events read before a bad record are in `events` and must be answered.
     pub fn read(&self, buffer: &mut ReadBuffer, events: &mut Vec<PermissionEvent>) -> Result<ReadReport, ReadError> {
         let read = loop {
-            match rustix::io::read(&self.fd, &mut buffer.0[..]) {
+            match rustix::io::read(&*self.fd, &mut buffer.0[..]) {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Err(ReadError::Empty),
                 Err(errno) => return Err(ReadError::Read(errno)),
@@ -315,7 +317,7 @@ impl AsFd for Group {
 
 impl Sink for &Group {
     fn writev(&mut self, segments: &[IoSlice<'_>]) -> Result<usize, Errno> {
-        rustix::io::writev(&self.fd, segments)
+        rustix::io::writev(&*self.fd, segments)
     }
 }
 

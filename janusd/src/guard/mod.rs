@@ -5,7 +5,7 @@
 //!                 │  surveys the root, lays marks                     │  reads, judges, answers
 //!                 └─ watches what its findings rest on                ├─► counters (atomics), lines (bounded queue)
 //!                                                                     └─► lookup threads (foreign mounts, who asks)
-//!  supervisor: starts and joins every worker, holds a duplicate of every group
+//!  supervisor: starts and joins every worker, holds a share of every group
 //! ```
 //!
 //! Where an event is read: [`worker`]. Where it is judged: [`judge`] (pure; rules in [`crate::policy`]). Where it is
@@ -70,6 +70,11 @@ use crate::process::look::{Anchor, NodeAgents};
 
 /// What the names of worker threads begin with.
 pub const WORKER_PREFIX: &str = "jg-";
+
+/// Stack of a guard's threads, bytes. What they were seen to touch of it, also under load: at most 16 KiB, 28 KiB in a
+/// build for tests. Less than a huge page, so that no kernel gives one to each (with `transparent_hugepage=always` some
+/// do: 2 MiB a thread).
+const STACK: usize = 512 * 1024;
 
 /// What all guards of a process share.
 #[derive(Debug, Clone)]
@@ -186,7 +191,7 @@ impl Guard {
         let resource = |what| move |source| StartError::Resource { what, source };
         let audit = spec.subjects().iter().any(|subject| subject.audit());
         let groups = Groups::new(&shared.features, audit)?;
-        let clone = || groups.try_clone().map_err(resource("a duplicate of the group's descriptor"));
+        let clone = || groups.try_clone().map_err(resource("a share of the groups"));
         let (worker, mailbox) = doorbell::channel().map_err(resource("an eventfd"))?;
         let (errands, errand_box) = doorbell::channel().map_err(resource("an eventfd"))?;
         let (standings, offered) = match roots {
@@ -263,7 +268,8 @@ impl Guard {
             outside: Default::default(),
         };
         let mut guard = Guard { errands, worker, keeper: None, stopped, stopping, report };
-        let thread = std::thread::Builder::new().name(thread_name("jk-", name)).spawn(move || keeper.keep());
+        let builder = std::thread::Builder::new().name(thread_name("jk-", name)).stack_size(STACK);
+        let thread = builder.spawn(move || keeper.keep());
         match thread {
             Ok(thread) => {
                 guard.keeper = Some(thread);

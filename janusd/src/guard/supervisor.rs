@@ -1,6 +1,6 @@
 //! Keeps workers alive.
 //!
-//! One thread for the process. It starts every worker, joins every worker, and holds a duplicate of every group's
+//! One thread for the process. It starts every worker, joins every worker, and holds a share of every group's
 //! descriptor: were a dying worker's the last one, closing it would *allow* everything that waits. A worker that dies
 //! leaves its inbox; the event that it died of is answered by failure policy, a successor judges the rest.
 //!
@@ -156,7 +156,7 @@ impl Post {
         let report = self.report.clone();
         // The worker goes through a channel, so that it is not lost when no thread can be had.
         let (hand, take) = bounded::<Box<Worker>>(1);
-        let thread = std::thread::Builder::new().name(guarded.name.clone()).spawn(move || {
+        let thread = std::thread::Builder::new().name(guarded.name.clone()).stack_size(super::STACK).spawn(move || {
             let Ok(mut worker) = take.recv() else { return };
             let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| worker.run()));
             let how = match outcome {
