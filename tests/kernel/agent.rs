@@ -2,7 +2,8 @@
 //!
 //! `__agent host` serves as it is. `__agent container SCRATCH` enters a pid namespace, starts `__agent entrypoint
 //! SCRATCH` as its PID 1, and that one enters a mount namespace, builds the root, moves into it and serves. `__agent
-//! unprivileged PROGRAM ...` becomes that program without CAP_SYS_ADMIN. All of this happens in a fresh process with
+//! unprivileged PROGRAM ...` becomes that program without CAP_SYS_ADMIN, `poor UID FILES PROGRAM ...` as a user with few
+//! descriptors. All of this happens in a fresh process with
 //! one thread.
 //!
 //! Guarantee: an agent ends with the process that started it (parent death signal, and end of its stdin), and its
@@ -20,8 +21,12 @@ use std::process::{Command, ExitCode, Stdio};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
+use rustix::process::{Resource, Rlimit, Uid, setrlimit};
 use rustix::process::{Signal, set_parent_process_death_signal};
-use rustix::thread::{CapabilitySet, UnshareFlags, capability_is_in_bounding_set, remove_capability_from_bounding_set};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, UnshareFlags, capability_is_in_bounding_set, configure_capability_in_ambient_set,
+    remove_capability_from_bounding_set, set_capabilities, set_keep_capabilities, set_thread_res_uid,
+};
 
 use crate::atomic_writer;
 use crate::hammer::Hammer;
@@ -47,6 +52,9 @@ pub(crate) fn main() -> ExitCode {
                 [mode, scratch] if *mode == "matrix-entrypoint" => be_matrix_container(Path::new(scratch)),
                 [mode, pid, program, arguments @ ..] if *mode == "enter" => world::enter(pid, program, arguments),
                 [mode, ..] if *mode == "child" => be_child(&arguments[1..]),
+                [mode, user, files, program, arguments @ ..] if *mode == "poor" => {
+                    become_poor(user, files, program, arguments)
+                }
                 [mode, program, arguments @ ..] if *mode == "unprivileged" => become_unprivileged(program, arguments),
                 _ => Err(io::Error::other(format!("unknown agent {words:?}"))),
             }
@@ -68,6 +76,26 @@ fn become_unprivileged(program: &OsStr, arguments: &[&OsStr]) -> io::Result<()> 
             Ok(()) | Err(Errno::PERM) => {}
             Err(errno) => return Err(errno.into()),
         }
+    }
+    Err(Command::new(program).args(arguments).exec())
+}
+
+/// Becomes another program, as a user that is not root and has the capabilities that janusd needs; with a limit of open
+/// files, unless that is 0.
+fn become_poor(user: &OsStr, files: &OsStr, program: &OsStr, arguments: &[&OsStr]) -> io::Result<()> {
+    let number = |word: &OsStr| word.to_string_lossy().parse::<u32>().map_err(io::Error::other);
+    let files = u64::from(number(files)?);
+    if files > 0 {
+        setrlimit(Resource::Nofile, Rlimit { current: Some(files), maximum: Some(files) })?;
+    }
+    let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_PTRACE | CapabilitySet::DAC_READ_SEARCH;
+    set_keep_capabilities(true)?;
+    // This process has one thread.
+    let user = Uid::from_raw(number(user)?);
+    set_thread_res_uid(user, user, user)?;
+    set_capabilities(None, CapabilitySets { effective: needed, permitted: needed, inheritable: needed })?;
+    for capability in needed.iter() {
+        configure_capability_in_ambient_set(capability, true)?;
     }
     Err(Command::new(program).args(arguments).exec())
 }

@@ -261,19 +261,31 @@ fn parse_ready(line: &str) -> Option<(u64, u64)> {
 struct Lines {
     collected: Arc<Mutex<Vec<Vec<u8>>>>,
     paused: Arc<AtomicBool>,
+    ended: Arc<AtomicBool>,
 }
 
 impl Lines {
     fn collect(stream: impl Read + Send + 'static) -> Lines {
-        let lines = Lines { collected: Arc::default(), paused: Arc::default() };
+        let lines = Lines { collected: Arc::default(), paused: Arc::default(), ended: Arc::default() };
         let (collected, paused) = (Arc::clone(&lines.collected), Arc::clone(&lines.paused));
+        let ended = Arc::clone(&lines.ended);
         std::thread::spawn(move || {
             for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
                 collected.lock().unwrap().push(line);
                 wait_until(Duration::MAX, || !paused.load(Ordering::Relaxed));
             }
+            ended.store(true, Ordering::Release);
         });
         lines
+    }
+
+    fn at_end(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// What has come so far, lossily.
+    fn text(&self) -> String {
+        self.all().iter().map(|line| String::from_utf8_lossy(line).into_owned() + "\n").collect()
     }
 
     fn all(&self) -> Vec<Vec<u8>> {
@@ -320,6 +332,38 @@ pub(crate) fn run_with_temporary<A: AsRef<OsStr>>(watch: &Watch, arguments: &[A]
 pub(crate) fn run_without_rights<A: AsRef<OsStr>>(watch: &Watch, arguments: &[A]) -> Ended {
     let mut command = Command::new(std::env::current_exe().unwrap());
     finish(watch, command.args([agent::WORD, "unprivileged", BINARY]).args(arguments), b"")
+}
+
+/// Who runs a janusd that has little.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Poor {
+    /// Nobody else's, so that the kernel counts nobody else's groups with it.
+    pub(crate) user: u32,
+    pub(crate) open_files: Option<u32>,
+}
+
+/// Runs a command of janusd as such a user, until what it has said on stderr is enough (then it gets SIGTERM), or to its
+/// end.
+pub(crate) fn run_poorly<A: AsRef<OsStr>>(
+    watch: &Watch,
+    poor: &Poor,
+    arguments: &[A],
+    mut until: impl FnMut(&str) -> bool,
+) -> Ended {
+    let (user, files) = (poor.user.to_string(), poor.open_files.unwrap_or_default().to_string());
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args([agent::WORD, "poor", &user, &files, BINARY]).args(arguments);
+    let mut process = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    watch.process(process.id());
+    let (stdout, stderr) =
+        (Lines::collect(process.stdout.take().unwrap()), Lines::collect(process.stderr.take().unwrap()));
+    wait_until(Duration::MAX, || process.try_wait().unwrap().is_some() || until(&stderr.text()));
+    // It may have ended by itself.
+    let _gone = kill_process(kernel_pid(process.id()), Signal::TERM);
+    let status = process.wait().unwrap();
+    // The last lines are on their way to us.
+    wait_until(PATIENCE, || stdout.at_end() && stderr.at_end());
+    Ended { code: status.code(), stdout: stdout.text(), stderr: stderr.text() }
 }
 
 fn finish(watch: &Watch, command: &mut Command, stdin: &[u8]) -> Ended {

@@ -27,6 +27,7 @@ mod ignored;
 mod in_process;
 mod input;
 mod life;
+mod limits;
 mod lines;
 mod load;
 mod manifest;
@@ -85,6 +86,7 @@ fn main() -> ExitCode {
         ignored::TESTS,
         life::TESTS,
         faults::TESTS,
+        limits::TESTS,
         load::TESTS,
         matrix::readme::TESTS,
         matrix::TESTS,
