@@ -16,6 +16,7 @@ pub mod node;
 pub mod policy;
 pub mod process;
 pub mod registry;
+pub mod rights;
 pub mod root;
 pub mod server;
 pub mod wire;

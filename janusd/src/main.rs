@@ -10,13 +10,13 @@ use clap::Parser;
 use janusd::check::Inquiry;
 use janusd::commands::guard::{Options, RootPlace};
 use janusd::server::tls::Files;
-use janusd::{commands, events, policy};
+use janusd::{commands, events, policy, rights};
 use tracing_appender::non_blocking::WorkerGuard;
 
 fn main() -> ExitCode {
     let status = match Arguments::parse().command {
         Command::Guard(arguments) => {
-            let _flushed_at_the_end = log_to_stderr(arguments.log_format);
+            let _flushed_at_the_end = begin_service(arguments.log_format);
             commands::guard::run(Options {
                 files: arguments.manifests.files,
                 place: match arguments.pid {
@@ -42,6 +42,16 @@ fn main() -> ExitCode {
         }
     };
     ExitCode::from(status)
+}
+
+/// What every command does that runs for long: gives up rights while there is one thread, then starts the log's.
+fn begin_service(format: LogFormat) -> WorkerGuard {
+    let given_up = rights::give_up_capabilities();
+    let guard = log_to_stderr(format);
+    if let Err(error) = given_up {
+        tracing::warn!("janusd keeps rights that it does not need: {error}");
+    }
+    guard
 }
 
 /// `RUST_LOG` chooses what is told, as everywhere. Through a thread and a queue of its own: a reader of stderr that has

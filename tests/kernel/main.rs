@@ -39,6 +39,7 @@ mod patterns;
 mod pods;
 mod protocol;
 mod raw;
+mod rights;
 mod root;
 mod routes;
 mod update;
@@ -67,6 +68,9 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|word| word == crowd::WORD) {
         return crowd::main();
     }
+    if std::env::args_os().nth(1).is_some_and(|word| word == rights::WORD) {
+        return rights::main();
+    }
     let mut arguments = Arguments::from_args();
     // Few CPUs, and latency is asserted.
     arguments.test_threads.get_or_insert(1);
@@ -87,6 +91,7 @@ fn main() -> ExitCode {
         life::TESTS,
         faults::TESTS,
         limits::TESTS,
+        rights::TESTS,
         load::TESTS,
         matrix::readme::TESTS,
         matrix::TESTS,

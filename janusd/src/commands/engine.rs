@@ -18,6 +18,7 @@ use crate::guard::{Shared, WORKER_PREFIX, Wrapping};
 use crate::limits::{self, Capacity};
 use crate::process::agents::Agents;
 use crate::process::look::NodeAgents;
+use crate::rights;
 
 /// The threads that guards share, and the way to end them.
 #[derive(Debug)]
@@ -142,6 +143,14 @@ impl Engine {
     /// Where decisions can be watched, if they can.
     pub fn relay(&self) -> Option<Relay> {
         self.relay.as_ref().map(|(relay, _)| relay.clone())
+    }
+
+    /// Gives up the system calls that no guard needs. Not for a command that starts a process. A kernel or an architecture
+    /// that has no filter is told of, and janusd goes on.
+    pub fn confine(&self) {
+        if let Err(error) = rights::confine() {
+            tracing::warn!("janusd keeps rights that it does not need: {error}");
+        }
     }
 
     /// Ends the shared threads; stop every guard first. `clean`: every guard has stopped, so the threads will end.

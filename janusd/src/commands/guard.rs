@@ -74,6 +74,7 @@ fn try_run(options: Options) -> Result<(), Failed> {
     // Before rights are checked: a bad argument is one whoever runs it.
     options.place.open()?;
     let engine = Engine::start(options.event_format, specs.len() as u64)?;
+    engine.confine();
     // One too many is known before the first is armed.
     engine.capacity.admit(specs.len().saturating_sub(1)).map_err(Failed::running)?;
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -5,11 +5,12 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, CString, c_int, c_uint};
+use std::ffi::{CStr, CString, c_int, c_uint, c_ushort};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use fanotify::low_level;
+use seccompiler::BpfProgramRef;
 
 /// Report why no file descriptor could be made for an event instead of losing the event (Linux 6.13). Not in libc.
 pub(crate) const FAN_REPORT_FD_ERROR: u32 = 0x2000;
@@ -162,6 +163,43 @@ pub(crate) fn fanotify_mark_file(group: BorrowedFd<'_>, flags: u32, mask: u64, f
 /// The kernel's.
 pub(crate) fn fanotify_flush(group: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
     low_level::fanotify_mark(group.as_raw_fd(), flags, 0, low_level::AT_FDCWD, "/")
+}
+
+/// Whether the kernel's log tells of calls that a filter refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusals {
+    /// It does.
+    Told,
+    /// It does not.
+    Untold,
+}
+
+/// Filters the system calls of every thread of this process, `seccomp(2)`, for good. seccompiler makes filters and can
+/// install them, but never asks the kernel to tell of what they refuse.
+///
+/// # Errors
+/// The kernel's: EACCES without `no_new_privs` and CAP_SYS_ADMIN, EINVAL for a kernel without filters or a filter that it
+/// cannot read, ESRCH when a thread has filters of its own.
+pub(crate) fn filter_calls(program: BpfProgramRef<'_>, refusals: Refusals) -> io::Result<()> {
+    let mut filter: Vec<libc::sock_filter> = program
+        .iter()
+        .map(|&seccompiler::sock_filter { code, jt, jf, k }| libc::sock_filter { code, jt, jf, k })
+        .collect();
+    let len = c_ushort::try_from(filter.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let program = libc::sock_fprog { len, filter: filter.as_mut_ptr() };
+    let flags = match refusals {
+        Refusals::Told => libc::SECCOMP_FILTER_FLAG_TSYNC | libc::SECCOMP_FILTER_FLAG_LOG,
+        Refusals::Untold => libc::SECCOMP_FILTER_FLAG_TSYNC,
+    };
+    // SAFETY: `program` points to `len` instructions in `filter`; both outlive the call, which copies them and writes
+    // nothing of ours.
+    let done = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
+    match done {
+        0 => Ok(()),
+        // The number of the thread that could not follow.
+        1.. => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 #[cfg(test)]
