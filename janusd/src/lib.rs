@@ -7,6 +7,7 @@ pub mod container;
 mod doorbell;
 pub mod events;
 pub mod fanotify;
+pub mod flood;
 pub mod guard;
 pub mod limits;
 pub mod line;

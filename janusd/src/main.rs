@@ -10,8 +10,11 @@ use clap::Parser;
 use janusd::check::Inquiry;
 use janusd::commands::guard::{Options, RootPlace};
 use janusd::server::tls::Files;
+use janusd::flood::{Dam, DamKeeper};
 use janusd::{commands, events, policy, rights};
 use tracing_appender::non_blocking::WorkerGuard;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 fn main() -> ExitCode {
     let status = match Arguments::parse().command {
@@ -45,7 +48,7 @@ fn main() -> ExitCode {
 }
 
 /// What every command does that runs for long: gives up rights while there is one thread, then starts the log's.
-fn begin_service(format: LogFormat) -> WorkerGuard {
+fn begin_service(format: LogFormat) -> Log {
     let given_up = rights::give_up_capabilities();
     let guard = log_to_stderr(format);
     if let Err(error) = given_up {
@@ -54,19 +57,35 @@ fn begin_service(format: LogFormat) -> WorkerGuard {
     guard
 }
 
+/// The log's threads. In this order: what was held back is told before the last lines are written.
+struct Log {
+    _floods: Option<DamKeeper>,
+    _writer: WorkerGuard,
+}
+
 /// `RUST_LOG` chooses what is told, as everywhere. Through a thread and a queue of its own: a reader of stderr that has
 /// stopped costs log lines, and never holds up the thread that would restart a worker.
-fn log_to_stderr(format: LogFormat) -> WorkerGuard {
+fn log_to_stderr(format: LogFormat) -> Log {
     let filter = tracing_subscriber::EnvFilter::builder()
         .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
         .from_env_lossy();
     let (stderr, guard) = tracing_appender::non_blocking(std::io::stderr());
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
+    let (dam, keeper) = match Dam::new() {
+        Ok((dam, keeper)) => (Some(dam), Some(keeper)),
+        Err(_) => (None, None),
+    };
     match format {
-        LogFormat::Text => subscriber.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
-        LogFormat::Json => subscriber.json().init(),
+        LogFormat::Text => {
+            let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            subscriber.with_ansi(terminal).finish().with(dam).init();
+        }
+        LogFormat::Json => subscriber.json().finish().with(dam).init(),
     }
-    guard
+    if keeper.is_none() {
+        tracing::warn!("no thread to tell of held back log lines: none is held back");
+    }
+    Log { _floods: keeper, _writer: guard }
 }
 
 fn event_format(format: EventFormat) -> events::EventFormat {

@@ -258,6 +258,11 @@ impl Default for Metrics {
             "Files that could not be learned because the guard knows as many as it may",
             Family::clone(&identities_dropped),
         );
+        registry.register(
+            "janus_log_held_back",
+            "Log lines that were counted instead of told, since there were too many of their kind",
+            crate::flood::HELD_BACK.clone(),
+        );
         registry.register("janus_guards", "Guards by state", Family::clone(&guards));
         registry.register("janus_marks", "fanotify marks by kind", Family::clone(&marks));
         let (refused, reloads) = (Family::default(), Family::default());

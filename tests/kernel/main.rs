@@ -21,6 +21,7 @@ mod crowd;
 mod daemon;
 mod directory;
 mod faults;
+mod floods;
 mod found;
 mod hammer;
 mod ignored;
@@ -92,6 +93,7 @@ fn main() -> ExitCode {
         faults::TESTS,
         limits::TESTS,
         rights::TESTS,
+        floods::TESTS,
         load::TESTS,
         matrix::readme::TESTS,
         matrix::TESTS,

@@ -1,0 +1,47 @@
+//! A log that somebody else can fill.
+//!
+//! Guarantee shown: what a container provokes is told at first, then counted, and the count is told; no count is lost.
+
+use std::fs;
+use std::time::Duration;
+
+use crate::case::Case;
+use crate::manifest::guard;
+use crate::watchdog::wait_until;
+
+pub(crate) const TESTS: &[crate::Test] =
+    &[crate::Test::kernel("floods::a_path_that_comes_and_goes", a_path_that_comes_and_goes)
+        .without_control()
+        .lasting(90)];
+
+fn a_path_that_comes_and_goes(case: &Case) {
+    const TIMES: u64 = 140;
+    let place = case.directory();
+    let janusd = case.guard(&place, &guard(&["{deny: [/coming], events: [open], log: None}"]));
+    let janusd = janusd.running().unwrap();
+    let coming = place.at("/coming");
+    let absent = || janusd.metrics().sum("janus_guard_problems_total", &[("reason", "PathAbsent")]);
+    let gone_often = wait_until(Duration::from_secs(60), || {
+        fs::create_dir(&coming).unwrap();
+        wait_until(Duration::from_millis(15), || false);
+        fs::remove_dir(&coming).unwrap();
+        wait_until(Duration::from_millis(15), || false);
+        absent() >= TIMES
+    });
+    assert!(gone_often, "absent {} times only", absent());
+    let told = || janusd.said().lines().filter(|line| line.contains("PathAbsent")).count() as u64;
+    let held_back = janusd.metrics().sum("janus_log_held_back_total", &[]);
+    // A hundred at once, and one in ten seconds.
+    assert!(held_back >= TIMES - 110, "{held_back} held back, {} told", told());
+    // The flood has ended: the count is told, by whose it is and of what.
+    let summary = || {
+        let said = janusd.said();
+        said.lines().find(|line| line.contains("log lines were held back")).map(str::to_owned)
+    };
+    assert!(wait_until(Duration::from_secs(15), || summary().is_some()), "{}", janusd.said());
+    let (summary, all) = (summary().unwrap(), absent());
+    let held_back = janusd.metrics().sum("janus_log_held_back_total", &[]);
+    assert!(summary.contains("guard=default/g") && summary.contains("guarded from the moment it exists"), "{summary}");
+    assert!(summary.contains(&format!("count={held_back}")), "{held_back}: {summary}");
+    assert_eq!(told() + held_back, all);
+}
