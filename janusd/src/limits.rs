@@ -15,8 +15,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 pub const GROUPS_EACH: u64 = 2;
 /// Threads that a guard takes: one that answers, one that surveys.
 pub const THREADS_EACH: u64 = 2;
-/// Descriptors that a guard takes while nobody waits for an answer, at most: two groups, three bells, `/proc/self/fd`; of a
-/// process its pidfd three times, and its mountinfo. Of a pod, the latter for each of its containers.
+/// Descriptors that a guard of one root takes while nobody waits for an answer, at most: two groups, three bells,
+/// `/proc/self/fd`; of a process its pidfd three times, and its mountinfo. Of a pod, the latter for each container.
 pub const DESCRIPTORS_EACH: u64 = 10;
 /// Guards that `janusd serve` makes room for: more than the pods that a node is made for.
 pub const GUARDS_MEANT: u64 = 1024;
