@@ -4,7 +4,7 @@
 //! from fixed lists, never a tenant's string.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
@@ -327,8 +327,8 @@ impl Metrics {
             fallbacks: Failure::ALL.map(|f| self.fallbacks.get_or_create(&reason(f.word())).clone()),
             log_dropped: self.log_dropped.get_or_create(&labels).clone(),
             worker_restarts: self.worker_restarts.get_or_create(&labels).clone(),
-            identities: self.identities.get_or_create(&labels).clone(),
-            identity_bytes: self.identity_bytes.get_or_create(&labels).clone(),
+            identities: Share::of(&self.identities.get_or_create(&labels)),
+            identity_bytes: Share::of(&self.identity_bytes.get_or_create(&labels)),
             identities_dropped: self.identities_dropped.get_or_create(&labels).clone(),
             problems: self.problems.clone(),
             labels,
@@ -444,7 +444,31 @@ pub fn prometheus_text(open_metrics: &str) -> String {
     text
 }
 
-/// One guard's handles.
+/// What one guard in one pod adds to a gauge that is a sum over all its pods. Dropped, it takes it back.
+#[derive(Debug)]
+struct Share {
+    sum: Gauge,
+    own: AtomicI64,
+}
+
+impl Share {
+    fn of(sum: &Gauge) -> Arc<Share> {
+        Arc::new(Share { sum: sum.clone(), own: AtomicI64::new(0) })
+    }
+
+    fn set(&self, value: usize) {
+        let value = i64::try_from(value).unwrap_or(i64::MAX);
+        self.sum.inc_by(value - self.own.swap(value, Ordering::Relaxed));
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
+/// The handles of one guard in one pod. What it takes is given back when the last clone goes.
 #[derive(Debug, Clone)]
 pub struct GuardMetrics {
     events: [[Counter<u64, AtomicU64>; 3]; 3],
@@ -452,8 +476,8 @@ pub struct GuardMetrics {
     fallbacks: [Counter<u64, AtomicU64>; Failure::ALL.len()],
     log_dropped: Counter,
     worker_restarts: Counter,
-    identities: Gauge,
-    identity_bytes: Gauge,
+    identities: Arc<Share>,
+    identity_bytes: Arc<Share>,
     identities_dropped: Counter,
     problems: Family<ReasonLabels, Counter>,
     labels: GuardLabels,
@@ -564,8 +588,8 @@ impl GuardMetrics {
 
     /// So many files are known by identity, in so many bytes.
     pub fn identities(&self, count: usize, bytes: usize) {
-        self.identities.set(count as i64);
-        self.identity_bytes.set(bytes as i64);
+        self.identities.set(count);
+        self.identity_bytes.set(bytes);
     }
 
     /// A file could not be learned.
@@ -621,5 +645,31 @@ mod tests {
         metrics.forget(&name);
         let text = metrics.open_metrics().unwrap();
         assert!(!text.contains(r#"guard="g""#), "{text}");
+    }
+
+    #[test]
+    fn what_a_guard_takes_is_the_sum_over_its_pods() {
+        let metrics = Metrics::default();
+        let name = GuardName { namespace: "ns".to_owned(), name: "g".to_owned() };
+        let (one, other) = (metrics.guard(&name), metrics.guard(&name));
+        let takes = |count: u64, bytes: u64| {
+            let text = metrics.open_metrics().unwrap();
+            let count = format!("janus_guard_identities{{namespace=\"ns\",guard=\"g\"}} {count}\n");
+            let bytes = format!("janus_guard_identity_bytes{{namespace=\"ns\",guard=\"g\"}} {bytes}\n");
+            assert!(text.contains(&count) && text.contains(&bytes), "{count}{bytes}{text}");
+        };
+        one.identities(5, 500);
+        other.identities(2, 200);
+        takes(7, 700);
+        // Its worker and its keeper both have it; it may also become less.
+        let again = one.clone();
+        again.identities(1, 100);
+        takes(3, 300);
+        drop(one);
+        takes(3, 300);
+        drop(again);
+        takes(2, 200);
+        drop(other);
+        takes(0, 0);
     }
 }
