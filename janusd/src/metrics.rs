@@ -7,16 +7,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder,
+};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use crate::guard::ProblemReason;
 use crate::policy::{Decision, Event, Failure, GuardName, Outcome};
+use crate::process::own;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct GuardLabels {
@@ -284,6 +288,7 @@ impl Default for Metrics {
                 ("revision", option_env!("JANUS_REVISION").unwrap_or("unknown")),
             ]),
         );
+        registry.register_collector(Box::new(OwnProcess { started: own::started() }));
         Metrics {
             registry,
             events,
@@ -300,6 +305,37 @@ impl Default for Metrics {
             refused,
             reloads,
         }
+    }
+}
+
+/// janusd itself, as every Prometheus client names it. Read at each scrape.
+#[derive(Debug)]
+struct OwnProcess {
+    /// Seconds since the epoch.
+    started: Option<f64>,
+}
+
+impl Collector for OwnProcess {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let taken = own::Taken::now();
+        let cpu = ConstCounter::new(taken.cpu.as_secs_f64());
+        let help = "User and system time of this process, seconds";
+        cpu.encode(encoder.encode_descriptor("process_cpu_seconds", help, None, cpu.metric_type())?)?;
+        let gauges = [
+            ("process_resident_memory_bytes", "Memory that this process has", taken.resident),
+            ("process_virtual_memory_bytes", "Memory that this process may address", taken.addressed),
+            ("process_threads", "Threads of this process", taken.threads),
+            ("process_open_fds", "Descriptors of this process", taken.open_files),
+            ("process_max_fds", "Descriptors that this process may have", Some(taken.most_open_files)),
+        ];
+        let gauges = gauges.into_iter().map(|(name, help, value)| (name, help, value.map(|value| value as f64)));
+        let started = ("process_start_time_seconds", "When this process started, seconds since 1970", self.started);
+        for (name, help, value) in gauges.chain([started]) {
+            let Some(value) = value else { continue };
+            let gauge = ConstGauge::new(value);
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        Ok(())
     }
 }
 

@@ -191,14 +191,18 @@ fn forbidden() -> Built<Rules> {
 const IOCTLS: [u32; 5] =
     [libc::FIONBIO as u32, libc::FIOCLEX as u32, libc::FIONREAD as u32, libc::TCGETS as u32, libc::TIOCGWINSZ as u32];
 
+/// What the kernel told this process at its start: where rustix finds the clocks of the vDSO (Linux 6.4). Not in libc.
+const PR_GET_AUXV: libc::c_int = 0x4155_5856;
+
 /// Names of threads and of memory; more filters, which can only refuse more.
-const PRCTLS: [libc::c_int; 6] = [
+const PRCTLS: [libc::c_int; 7] = [
     libc::PR_SET_NAME,
     libc::PR_GET_NAME,
     libc::PR_SET_VMA,
     libc::PR_SET_NO_NEW_PRIVS,
     libc::PR_GET_NO_NEW_PRIVS,
     libc::PR_CAPBSET_READ,
+    PR_GET_AUXV,
 ];
 
 /// Seen in the test suites, or known to be a variant that libc, std or tokio fall back to or may come to prefer.

@@ -6,6 +6,8 @@ use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+use std::time::SystemTime;
 
 use crate::case::Case;
 use crate::container::Container;
@@ -25,6 +27,7 @@ crate::kernel_tests![
     counted_exactly,
     janusd_itself_is_not_counted,
     admin_routes.without_control(),
+    what_janusd_itself_takes.without_control(),
 ];
 
 fn host_name() -> String {
@@ -311,4 +314,40 @@ fn admin_routes(case: &Case) {
     }
     assert_eq!(metrics.sum("janus_guards", &[]), 1);
     assert!(metrics.sum("janus_marks", &[("kind", "filesystem")]) >= 1, "an overlay root gets a filesystem mark");
+}
+
+/// The names that every Prometheus client gives a process's own figures, each against what procfs says from outside.
+fn what_janusd_itself_takes(case: &Case) {
+    let before = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let container = case.container();
+    let janusd = case.guard(&container, &guard(&["{deny: [/secret], events: [open]}"]));
+    let janusd = janusd.running().unwrap();
+    let metrics = janusd.metrics();
+    let told = |name| metrics.sum(name, &[]);
+    let proc = PathBuf::from(format!("/proc/{}", janusd.pid()));
+    let entries = |directory| fs::read_dir(proc.join(directory)).unwrap().count() as u64;
+    let status = fs::read_to_string(proc.join("status")).unwrap();
+    let kilobytes = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim_matches([':', '\t', ' ', 'k', 'B']).parse::<u64>().unwrap()
+    };
+    // Connections come and go, and the server's own.
+    let close_to = |name, seen: u64, off: u64| {
+        let told = told(name);
+        assert!(told.abs_diff(seen) <= off, "{name}: {told}, and {seen} seen");
+    };
+    close_to("process_open_fds", entries("fd"), 4);
+    close_to("process_threads", entries("task"), 4);
+    close_to("process_resident_memory_bytes", 1024 * kilobytes("VmRSS"), 8 << 20);
+    close_to("process_virtual_memory_bytes", 1024 * kilobytes("VmSize"), 256 << 20);
+    let limits = fs::read_to_string(proc.join("limits")).unwrap();
+    let most = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(told("process_max_fds").to_string(), most.split_whitespace().nth(3).unwrap());
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    // The kernel tells when it booted in whole seconds.
+    let started = told("process_start_time_seconds");
+    assert!((before - 2..=now + 2).contains(&started), "{started}, and not from {before} to {now}");
+    assert!(metrics.has("process_cpu_seconds_total") && told("process_cpu_seconds_total") < 60);
+    // A second scrape tells of the same start.
+    assert_eq!(janusd.metrics().sum("process_start_time_seconds", &[]), started);
 }

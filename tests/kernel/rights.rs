@@ -43,6 +43,7 @@ fn field<'a>(status: &'a str, name: &str) -> &'a str {
 }
 
 fn every_thread_keeps_what_it_needs_only(case: &Case) {
+    let log = kernel_log();
     let container = case.container();
     let janusd = case.guard(&container, &guard(&["{deny: [/secret], events: [open], except: [{origins: [Owner]}]}"]));
     let running = janusd.running().unwrap();
@@ -67,6 +68,13 @@ fn every_thread_keeps_what_it_needs_only(case: &Case) {
         assert!(statuses.iter().any(|status| field(status, "Name") == name), "no thread {name}: {statuses:#?}");
     }
     statuses.iter().for_each(check);
+    // A scrape reads procfs and clocks.
+    assert!(janusd.running().unwrap().metrics().has("process_start_time_seconds"));
+    if let Some(log) = log {
+        let whose = format!(" pid={} ", running.pid());
+        let refused: Vec<_> = records(&log).into_iter().filter(|line| line.contains(&whose)).collect();
+        assert!(refused.is_empty(), "calls that are on no list: {refused:#?}");
+    }
 }
 
 /// The kernel's log from now on. `None`: it cannot be read here, or an audit daemon takes such records instead.
