@@ -9,8 +9,8 @@ use args::{Arguments, CheckArguments, Command, EventFormat, EventWord, LogFormat
 use clap::Parser;
 use janusd::check::Inquiry;
 use janusd::commands::guard::{Options, RootPlace};
-use janusd::server::tls::Files;
 use janusd::flood::{Dam, DamKeeper};
+use janusd::server::tls::Files;
 use janusd::{commands, events, policy, rights};
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::layer::SubscriberExt;

@@ -1,0 +1,109 @@
+//! The one image of these tests, made by hand: no registry is asked.
+//!
+//! Busybox and a few files to guard. Without a command it sleeps until it is told to end, so that it serves as the
+//! pause image of sandboxes as well.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::json;
+
+/// Not `latest`, and no registry's.
+pub(crate) const NAME: &str = "localhost/janus-pods:1";
+
+pub(crate) const BUSYBOX: &str = "/bin/busybox";
+
+/// Files of the image. Every one holds its own path.
+const FILES: [&str; 6] =
+    ["/etc/secret", "/etc/public", "/etc/hosts", "/srv/data/key", "/srv/data/sub/key", "/srv/other"];
+
+const PAUSE: &str = "trap 'exit 0' TERM INT; while :; do sleep 3600 & wait $!; done";
+
+/// Writes the image as a tar of the OCI layout, for `ctr images import`.
+pub(crate) fn write(scratch: &Path, archive: &Path) -> io::Result<()> {
+    let root = scratch.join("root");
+    for directory in ["bin", "proc", "sys", "dev", "tmp", "etc", "srv/data/sub", "volumes"] {
+        fs::create_dir_all(root.join(directory))?;
+    }
+    fs::copy(BUSYBOX, root.join("bin/busybox"))?;
+    for applet in output(Command::new(BUSYBOX).arg("--list"))?.lines().filter(|applet| *applet != "busybox") {
+        symlink("busybox", root.join("bin").join(applet))?;
+    }
+    for file in FILES {
+        fs::write(root.join(file.trim_start_matches('/')), format!("{file}\n"))?;
+    }
+    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n")?;
+
+    let layout = scratch.join("layout");
+    let blobs = layout.join("blobs/sha256");
+    fs::create_dir_all(&blobs)?;
+    let layer = scratch.join("layer.tar");
+    pack(&root, &layer)?;
+    let (layer, layer_bytes) = store(&blobs, &layer)?;
+    let blob = |value: serde_json::Value| -> io::Result<(String, u64)> {
+        let file = scratch.join("blob.json");
+        fs::write(&file, value.to_string())?;
+        store(&blobs, &file)
+    };
+    let (config, config_bytes) = blob(json!({
+        "architecture": architecture(), "os": "linux",
+        "config": {"Cmd": ["/bin/sh", "-c", PAUSE], "Env": ["PATH=/bin"]},
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{layer}")]},
+    }))?;
+    let (manifest, manifest_bytes) = blob(json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {
+            "mediaType": "application/vnd.oci.image.config.v1+json",
+            "digest": format!("sha256:{config}"), "size": config_bytes,
+        },
+        "layers": [{
+            "mediaType": "application/vnd.oci.image.layer.v1.tar",
+            "digest": format!("sha256:{layer}"), "size": layer_bytes,
+        }],
+    }))?;
+    let index = json!({
+        "schemaVersion": 2,
+        "manifests": [{
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "digest": format!("sha256:{manifest}"), "size": manifest_bytes,
+            "annotations": {"io.containerd.image.name": NAME, "org.opencontainers.image.ref.name": "1"},
+        }],
+    });
+    fs::write(layout.join("index.json"), index.to_string())?;
+    fs::write(layout.join("oci-layout"), json!({"imageLayoutVersion": "1.0.0"}).to_string())?;
+    pack(&layout, archive)
+}
+
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+fn pack(directory: &Path, archive: &Path) -> io::Result<()> {
+    output(Command::new("tar").args(["--owner=0", "--group=0", "-C"]).arg(directory).arg("-cf").arg(archive).arg("."))
+        .map(drop)
+}
+
+/// Moves a file among the blobs: its name there, and its size.
+fn store(blobs: &Path, file: &Path) -> io::Result<(String, u64)> {
+    let told = output(Command::new("sha256sum").arg(file))?;
+    let digest = told.split_whitespace().next().ok_or_else(|| io::Error::other("sha256sum says nothing"))?.to_owned();
+    let size = fs::metadata(file)?.len();
+    fs::rename(file, blobs.join(&digest))?;
+    Ok((digest, size))
+}
+
+fn output(command: &mut Command) -> io::Result<String> {
+    let output = command.output()?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    Err(io::Error::other(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr))))
+}
