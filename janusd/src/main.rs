@@ -31,7 +31,7 @@ fn main() -> ExitCode {
             })
         }
         Command::Serve(arguments) => {
-            let _flushed_at_the_end = log_to_stderr(arguments.log_format);
+            let _flushed_at_the_end = begin_service(arguments.log_format);
             commands::serve::run(serve_options(arguments))
         }
         Command::Check(arguments) => {

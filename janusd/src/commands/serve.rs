@@ -84,6 +84,7 @@ fn serve(options: Options) -> Result<(), Failed> {
         agents: options.agents.clone(),
         watched: true,
     })?;
+    engine.confine();
     let failed = |what: &'static str| move |error: std::io::Error| Failed::running(format!("{what}: {error}"));
     let (finder, finder_thread) = Finder::start().map_err(failed("finder thread"))?;
     let metrics: Arc<Metrics> = Arc::default();
