@@ -25,17 +25,17 @@ kernel_tests! {
     only_once_its_root_is_its_own.without_control(),
 }
 
-const UID: &str = "5a1f0b6e-8f5c-4f0e-9f3d-6f5b2c1d7e80";
+pub(crate) const UID: &str = "5a1f0b6e-8f5c-4f0e-9f3d-6f5b2c1d7e80";
 const SOON: Duration = Duration::from_secs(10);
 
 /// A pod's cgroup, removed at the end.
-struct PodCgroup {
+pub(crate) struct PodCgroup {
     top: PathBuf,
     pod: PathBuf,
 }
 
 impl PodCgroup {
-    fn new(case: &Case) -> PodCgroup {
+    pub(crate) fn new(case: &Case) -> PodCgroup {
         let hierarchies = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"].map(Path::new);
         let hierarchy =
             hierarchies.into_iter().find(|it| it.join("cgroup.procs").exists()).expect("a cgroup hierarchy");
@@ -51,7 +51,7 @@ impl PodCgroup {
         PodCgroup { top, pod }
     }
 
-    fn container(&self, id: char, pid: u32) -> String {
+    pub(crate) fn container(&self, id: char, pid: u32) -> String {
         let id = id.to_string().repeat(64);
         let cgroup = self.pod.join(&id);
         fs::create_dir_all(&cgroup).unwrap();

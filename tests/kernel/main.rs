@@ -43,6 +43,7 @@ mod raw;
 mod rights;
 mod root;
 mod routes;
+mod serve;
 mod update;
 mod volumes;
 mod watchdog;
@@ -86,6 +87,7 @@ fn main() -> ExitCode {
         patterns::TESTS,
         pods::TESTS,
         found::TESTS,
+        serve::TESTS,
         lines::TESTS,
         update::TESTS,
         ignored::TESTS,
