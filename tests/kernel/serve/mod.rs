@@ -122,11 +122,9 @@ fn a_guards_life_over_the_wire(case: &Case) {
             assert!(same.unchanged && none.is_empty(), "{same:?}");
             let mut decisions = client.watch(v1::WatchEventsRequest::default()).await;
             case.denied(container.open("/secret"));
-            let decision = loop {
-                match decisions.message().await.unwrap().unwrap().part.unwrap() {
-                    v1::watch_events_response::Part::Decision(decision) => break decision,
-                    v1::watch_events_response::Part::Missed(missed) => panic!("{missed:?}"),
-                }
+            let decision = match decisions.message().await.unwrap().unwrap().part.unwrap() {
+                v1::watch_events_response::Part::Decision(decision) => decision,
+                v1::watch_events_response::Part::Missed(missed) => panic!("{missed:?}"),
             };
             assert_eq!((decision.path.as_slice(), decision.response), (&b"/secret"[..], v1::Response::Deny as i32));
             assert_eq!(decision.pod.unwrap().uid, UID);
