@@ -9,13 +9,13 @@ use std::time::SystemTime;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder,
+    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder, MetricEncoder, NoLabelSet,
 };
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
+use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
 
 use crate::guard::ProblemReason;
@@ -193,7 +193,7 @@ struct ResultLabels {
 pub struct Metrics {
     registry: Registry,
     events: Family<EventLabels, Counter>,
-    response_seconds: Family<GuardLabels, Histogram, fn() -> Histogram>,
+    response_seconds: Family<GuardLabels, Histogram>,
     fallbacks: Family<ReasonLabels, Counter>,
     log_dropped: Family<GuardLabels, Counter>,
     problems: Family<ReasonLabels, Counter>,
@@ -208,15 +208,55 @@ pub struct Metrics {
 }
 
 /// From a bare answer on one CPU (10 µs) to what a person notices; seconds.
-fn response_histogram() -> Histogram {
-    Histogram::new([5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 5e-3, 2.5e-2, 0.1, 0.5, 1.0])
+const BOUNDS: [f64; 13] = [5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 5e-3, 2.5e-2, 0.1, 0.5, 1.0];
+
+/// A histogram without a lock, which the library's has: a worker that is stopped while it holds one would stop whoever
+/// answers in its place, and the scraper.
+#[derive(Debug, Clone, Default)]
+struct Histogram(Arc<Observed>);
+
+#[derive(Debug, Default)]
+struct Observed {
+    /// By bound, and above all of them.
+    counts: [AtomicU64; BOUNDS.len() + 1],
+    nanoseconds: AtomicU64,
+}
+
+impl Histogram {
+    fn observe(&self, seconds: f64) {
+        let at = BOUNDS.iter().position(|bound| seconds <= *bound).unwrap_or(BOUNDS.len());
+        self.0.counts[at].fetch_add(1, Ordering::Relaxed);
+        // 584 years.
+        self.0.nanoseconds.fetch_add((seconds * 1e9) as u64, Ordering::Relaxed);
+    }
+}
+
+impl TypedMetric for Histogram {
+    const TYPE: MetricType = MetricType::Histogram;
+}
+
+impl EncodeMetric for Histogram {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let mut buckets = [(f64::MAX, 0); BOUNDS.len() + 1];
+        let bounds = BOUNDS.iter().chain([&f64::MAX]);
+        for (bucket, (bound, count)) in buckets.iter_mut().zip(bounds.zip(&self.0.counts)) {
+            *bucket = (*bound, count.load(Ordering::Relaxed));
+        }
+        let count = buckets.iter().map(|(_, count)| count).sum();
+        let seconds = self.0.nanoseconds.load(Ordering::Relaxed) as f64 / 1e9;
+        encoder.encode_histogram::<NoLabelSet>(seconds, count, &buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::default();
         let events = Family::default();
-        let response_seconds = Family::new_with_constructor(response_histogram as fn() -> Histogram);
+        let response_seconds = Family::default();
         let (fallbacks, log_dropped, problems) = (Family::default(), Family::default(), Family::default());
         let (worker_restarts, guards, marks) = (Family::default(), Family::default(), Family::default());
         registry.register(
