@@ -30,11 +30,15 @@ pub enum Failure {
     WorkerPanicked,
     /// The kernel refused our answer even in its plain form: the opener is still blocked.
     AnswerRefused,
+    /// The worker had read it, and did not answer in time.
+    Deadline,
+    /// The worker was stuck, and did not read it.
+    WorkerStuck,
 }
 
 impl Failure {
     /// All of them, for metrics that must exist before the first failure.
-    pub const ALL: [Failure; 11] = [
+    pub const ALL: [Failure; 13] = [
         Failure::UnknownMount,
         Failure::UnnamedInGuarded,
         Failure::LookupTimeout,
@@ -46,6 +50,8 @@ impl Failure {
         Failure::ReadFailed,
         Failure::WorkerPanicked,
         Failure::AnswerRefused,
+        Failure::Deadline,
+        Failure::WorkerStuck,
     ];
 
     /// The word for labels and lines.
@@ -62,6 +68,8 @@ impl Failure {
             Failure::ReadFailed => "read-failed",
             Failure::WorkerPanicked => "worker-panicked",
             Failure::AnswerRefused => "answer-refused",
+            Failure::Deadline => "deadline",
+            Failure::WorkerStuck => "worker-stuck",
         }
     }
 
