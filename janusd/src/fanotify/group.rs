@@ -3,12 +3,13 @@
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use fanotify::low_level as fan;
 use rustix::io::Errno;
 
 use super::answer::{BATCH, Sink};
-use super::record::{METADATA, RecordError, Records};
+use super::record::{METADATA, Record, RecordError, Records};
 use super::{Features, sys};
 use crate::policy::{Event, Events};
 
@@ -190,22 +191,25 @@ impl Group {
         Ok(Group { fd: self.fd.clone(), audit: self.audit })
     }
 
-    /// Reads what is queued, up to [`BATCH`] events, into `events`. Takes one file descriptor an event.
+    /// Reads what is queued, up to [`BATCH`] events, into `events`. Takes one file descriptor an event. `buffer` keeps what
+    /// was read until [`ReadBuffer::clear`].
     ///
     /// # Errors
     /// [`ReadError`]; events read before a bad record are in `events` and must be answered.
     pub fn read(&self, buffer: &mut ReadBuffer, events: &mut Vec<PermissionEvent>) -> Result<ReadReport, ReadError> {
         let read = loop {
-            match rustix::io::read(&*self.fd, &mut buffer.0[..]) {
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return Err(ReadError::Empty),
-                Err(errno) => return Err(ReadError::Read(errno)),
+            match sys::read_shared(self.fd.as_fd(), &buffer.shared.0) {
                 Ok(0) => return Err(ReadError::Empty),
                 Ok(read) => break read,
+                Err(error) => match Errno::from_io_error(&error) {
+                    Some(Errno::INTR) => {}
+                    Some(Errno::AGAIN) => return Err(ReadError::Empty),
+                    errno => return Err(ReadError::Read(errno.unwrap_or(Errno::IO))),
+                },
             }
         };
         let mut report = ReadReport::default();
-        for record in Records::new(&buffer.0[..read]) {
+        for record in Records::new(buffer.take_in(read)) {
             let record = record?;
             match (record.question(), sys::adopt_event_fd(record.fd)) {
                 (Some(event), Some(file)) => events.push(PermissionEvent { file, pid: record.pid, event }),
@@ -321,13 +325,64 @@ impl Sink for &Group {
     }
 }
 
+/// Words of one record.
+const WORDS: usize = METADATA / size_of::<u64>();
+
 /// Room for one read of [`BATCH`] records.
 #[derive(Debug)]
-pub struct ReadBuffer(Box<[u8]>);
+pub struct ReadBuffer {
+    shared: Glimpse,
+    bytes: Box<[u8]>,
+    /// How many bytes of it a read has filled.
+    filled: usize,
+}
 
 impl Default for ReadBuffer {
     fn default() -> Self {
-        ReadBuffer(vec![0; BATCH * METADATA].into_boxed_slice())
+        let words = (0..BATCH * WORDS).map(|_| AtomicU64::new(0)).collect();
+        ReadBuffer { shared: Glimpse(words), bytes: vec![0; BATCH * METADATA].into_boxed_slice(), filled: 0 }
+    }
+}
+
+impl ReadBuffer {
+    /// A look at what a read brings while it is under way.
+    pub fn glimpse(&self) -> Glimpse {
+        self.shared.clone()
+    }
+
+    /// Empties it, so that a glimpse shows what the next read brings and nothing else.
+    pub fn clear(&mut self) {
+        for word in self.shared.0.iter().take(self.filled.div_ceil(size_of::<u64>())) {
+            word.store(0, Ordering::Relaxed);
+        }
+        self.filled = 0;
+    }
+
+    fn take_in(&mut self, read: usize) -> &[u8] {
+        self.filled = read;
+        for (bytes, word) in self.bytes.chunks_exact_mut(size_of::<u64>()).zip(&*self.shared.0).take(read.div_ceil(8)) {
+            bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+        }
+        &self.bytes[..read]
+    }
+}
+
+/// What a read has brought so far, for a thread that is not reading. The kernel writes an event's record before the event
+/// can be answered. A record that is being written may be seen in part: its number then names no event yet.
+#[derive(Debug, Clone)]
+pub struct Glimpse(Arc<[AtomicU64]>);
+
+impl Glimpse {
+    /// The records of permission events with a descriptor, without an allocation.
+    pub fn records(&self) -> impl Iterator<Item = Record> {
+        self.0.chunks_exact(WORDS).map_while(|words| {
+            let mut bytes = [0; METADATA];
+            for (bytes, word) in bytes.chunks_exact_mut(size_of::<u64>()).zip(words) {
+                bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+            }
+            // Records of ours are all of this size: no group asks for more.
+            Records::new(&bytes).next()?.ok()
+        })
     }
 }
 

@@ -8,6 +8,7 @@
 use std::ffi::{CStr, CString, c_int, c_uint, c_ushort};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::atomic::AtomicU64;
 
 use fanotify::low_level;
 use seccompiler::BpfProgramRef;
@@ -46,6 +47,18 @@ pub(crate) fn adopt_event_fd(raw: RawFd) -> Option<OwnedFd> {
     // SAFETY: the kernel installed `raw` for this event before it wrote the record, the record was read once (the
     // queue hands out each event once), and the caller converts each record once: nothing else owns it.
     Some(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// `read(2)` into words that other threads may look at meanwhile.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn read_shared(file: BorrowedFd<'_>, words: &[AtomicU64]) -> io::Result<usize> {
+    let room = size_of_val(words);
+    // SAFETY: `words` is `room` writable bytes for the duration of the call: atomics may be written to behind a shared
+    // reference. Others load them as whole words; whatever they find there is a valid u64.
+    let read = unsafe { libc::read(file.as_raw_fd(), words.as_ptr().cast_mut().cast(), room) };
+    usize::try_from(read).map_err(|_negative| io::Error::last_os_error())
 }
 
 /// Closes many descriptors, runs of neighbours with one `close_range(2)` each.
