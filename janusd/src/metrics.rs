@@ -198,6 +198,7 @@ pub struct Metrics {
     log_dropped: Family<GuardLabels, Counter>,
     problems: Family<ReasonLabels, Counter>,
     worker_restarts: Family<GuardLabels, Counter>,
+    workers_abandoned: Family<GuardLabels, Counter>,
     identities: Family<GuardLabels, Gauge>,
     identity_bytes: Family<GuardLabels, Gauge>,
     identities_dropped: Family<GuardLabels, Counter>,
@@ -259,6 +260,7 @@ impl Default for Metrics {
         let response_seconds = Family::default();
         let (fallbacks, log_dropped, problems) = (Family::default(), Family::default(), Family::default());
         let (worker_restarts, guards, marks) = (Family::default(), Family::default(), Family::default());
+        let workers_abandoned = Family::default();
         registry.register(
             "janus_guard_events",
             "Permission events that the guard answered. Janus's own accesses are answered and not counted",
@@ -288,6 +290,11 @@ impl Default for Metrics {
             "janus_guard_worker_restarts",
             "Times that the guard's thread died and was replaced",
             Family::clone(&worker_restarts),
+        );
+        registry.register(
+            "janus_guard_workers_abandoned",
+            "Times that the guard's thread was stuck for good, and another took its place",
+            Family::clone(&workers_abandoned),
         );
         let (identities, identity_bytes, identities_dropped) =
             (Family::default(), Family::default(), Family::default());
@@ -337,6 +344,7 @@ impl Default for Metrics {
             log_dropped,
             problems,
             worker_restarts,
+            workers_abandoned,
             identities,
             identity_bytes,
             identities_dropped,
@@ -403,6 +411,7 @@ impl Metrics {
             fallbacks: Failure::ALL.map(|f| self.fallbacks.get_or_create(&reason(f.word())).clone()),
             log_dropped: self.log_dropped.get_or_create(&labels).clone(),
             worker_restarts: self.worker_restarts.get_or_create(&labels).clone(),
+            workers_abandoned: self.workers_abandoned.get_or_create(&labels).clone(),
             identities: Share::of(&self.identities.get_or_create(&labels)),
             identity_bytes: Share::of(&self.identity_bytes.get_or_create(&labels)),
             identities_dropped: self.identities_dropped.get_or_create(&labels).clone(),
@@ -437,6 +446,7 @@ impl Metrics {
         }
         self.log_dropped.remove(&labels);
         self.worker_restarts.remove(&labels);
+        self.workers_abandoned.remove(&labels);
         self.identities.remove(&labels);
         self.identity_bytes.remove(&labels);
         self.identities_dropped.remove(&labels);
@@ -552,6 +562,7 @@ pub struct GuardMetrics {
     fallbacks: [Counter<u64, AtomicU64>; Failure::ALL.len()],
     log_dropped: Counter,
     worker_restarts: Counter,
+    workers_abandoned: Counter,
     identities: Arc<Share>,
     identity_bytes: Arc<Share>,
     identities_dropped: Counter,
@@ -671,6 +682,11 @@ impl GuardMetrics {
     /// A file could not be learned.
     pub fn identity_dropped(&self) {
         self.identities_dropped.inc();
+    }
+
+    /// The worker was stuck, and left behind.
+    pub fn worker_abandoned(&self) {
+        self.workers_abandoned.inc();
     }
 
     /// The worker was replaced.

@@ -14,6 +14,7 @@ use crate::fanotify::Features;
 use crate::guard::lookup::{LookupThread, Lookups};
 use crate::guard::supervisor::{Supervisor, SupervisorThread};
 use crate::guard::watch::{WatchThread, Watches};
+use crate::guard::watchdog::{self, Watchdog, WatchdogThread};
 use crate::guard::{Shared, WORKER_PREFIX, Wrapping};
 use crate::limits::{self, Capacity};
 use crate::process::agents::Agents;
@@ -28,11 +29,15 @@ pub struct Engine {
     /// How many guards fit.
     pub capacity: Capacity,
     supervisor: SupervisorThread,
+    watchdog: WatchdogThread,
     lookups: LookupThread,
     watches: WatchThread,
     lines: LineWriter,
     relay: Option<(Relay, RelayThread)>,
 }
+
+/// How long the last event lines may take when their end cannot be told.
+const LEFT_BEHIND: Duration = Duration::from_millis(100);
 
 /// Capabilities that enforcement needs.
 pub const NEEDED: [(CapabilitySet, &str); 3] = [
@@ -105,6 +110,8 @@ impl Engine {
         let agents = Agents::find(&agents, &features).map_err(Failed::running)?;
         let failed = |what: &str, error: std::io::Error| Failed::running(format!("{what}: {error}"));
         let (supervisor, supervisor_thread) = Supervisor::start().map_err(|e| failed("supervisor thread", e))?;
+        let (watchdog, watchdog_thread) =
+            Watchdog::start(watchdog::DEADLINE).map_err(|e| failed("watchdog thread", e))?;
         let (lookups, lookup_thread) = Lookups::start().map_err(|e| failed("lookup thread", e))?;
         let (watches, watch_thread) = Watches::start()
             .map_err(|e| failed("inotify instance or its thread (fs.inotify.max_user_instances)", e))?;
@@ -119,6 +126,7 @@ impl Engine {
         let shared = Shared {
             features,
             supervisor,
+            watchdog,
             lookups,
             watches,
             lines,
@@ -133,6 +141,7 @@ impl Engine {
             shared,
             capacity,
             supervisor: supervisor_thread,
+            watchdog: watchdog_thread,
             lookups: lookup_thread,
             watches: watch_thread,
             lines: line_writer,
@@ -155,19 +164,24 @@ impl Engine {
 
     /// Ends the shared threads; stop every guard first. `clean`: every guard has stopped, so the threads will end.
     pub fn finish(self, clean: bool, patience: Duration) {
-        let Engine { shared, capacity: _, supervisor, lookups, watches, lines, relay } = self;
+        let Engine { shared, capacity: _, supervisor, watchdog, lookups, watches, lines, relay } = self;
         shared.stopping.store(true, Ordering::Relaxed);
         drop(shared);
         if !clean {
             tracing::error!("a guard did not stop in time; what still waits is allowed by the kernel as janusd ends");
             return;
         }
-        supervisor.join();
-        lookups.join();
+        // What was left behind keeps the way to lookups and lines open: those threads do not end before the process.
+        let all_ended = supervisor.join();
+        watchdog.join();
         watches.join();
-        if let Some((relay, thread)) = relay {
-            drop(relay);
-            thread.join();
+        let patience = if all_ended { patience } else { patience.min(LEFT_BEHIND) };
+        if all_ended {
+            lookups.join();
+            if let Some((relay, thread)) = relay {
+                drop(relay);
+                thread.join();
+            }
         }
         if !lines.finish(patience) {
             tracing::warn!("event lines were lost: nobody read them");

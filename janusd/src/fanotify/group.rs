@@ -328,7 +328,7 @@ impl Sink for &Group {
 /// Words of one record.
 const WORDS: usize = METADATA / size_of::<u64>();
 
-/// Room for one read of [`BATCH`] records.
+/// Room for one read, of [`BATCH`] records unless said otherwise.
 #[derive(Debug)]
 pub struct ReadBuffer {
     shared: Glimpse,
@@ -339,12 +339,21 @@ pub struct ReadBuffer {
 
 impl Default for ReadBuffer {
     fn default() -> Self {
-        let words = (0..BATCH * WORDS).map(|_| AtomicU64::new(0)).collect();
-        ReadBuffer { shared: Glimpse(words), bytes: vec![0; BATCH * METADATA].into_boxed_slice(), filled: 0 }
+        ReadBuffer::with_room(BATCH)
     }
 }
 
 impl ReadBuffer {
+    fn with_room(records: usize) -> Self {
+        let words = (0..records * WORDS).map(|_| AtomicU64::new(0)).collect();
+        ReadBuffer { shared: Glimpse(words), bytes: vec![0; records * METADATA].into_boxed_slice(), filled: 0 }
+    }
+
+    /// Room for a single record.
+    pub fn for_one() -> Self {
+        ReadBuffer::with_room(1)
+    }
+
     /// A look at what a read brings while it is under way.
     pub fn glimpse(&self) -> Glimpse {
         self.shared.clone()

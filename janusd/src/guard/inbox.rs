@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::FileType;
 
+use super::board::{Board, MOST_HELD, Posted, millis, nanos};
 use super::groups::{Groups, Queue};
 use super::judge::Judge;
 use super::known::{KnownFiles, Learned, Lesson};
@@ -18,7 +19,7 @@ use super::site::SiteId;
 use super::view::Tree;
 use super::worker::{Desk, Gone, Orders};
 use crate::fanotify::answer::{Answer, Outcome, answer_all};
-use crate::fanotify::group::{ReadBuffer, ReadReport};
+use crate::fanotify::group::ReadReport;
 use crate::fanotify::look::Stat;
 use crate::fanotify::{self, MarkTarget, PermissionEvent, ReadError};
 use crate::policy::{Decision, Events, Failure};
@@ -38,7 +39,7 @@ pub(super) enum Awaited {
 /// An event that waits for a lookup.
 #[derive(Debug)]
 pub(super) struct Held {
-    pub(super) event: PermissionEvent,
+    pub(super) event: Posted,
     /// Which group asked.
     pub(super) queue: Queue,
     /// When it was read.
@@ -54,7 +55,7 @@ pub(super) struct Held {
 pub(super) struct Inbox {
     pub(super) groups: Groups,
     /// Read, and to be judged now.
-    pub(super) fresh: Vec<PermissionEvent>,
+    pub(super) fresh: Vec<Posted>,
     /// Which group asked all of `fresh`.
     pub(super) queue: Queue,
     /// When `fresh` was read.
@@ -69,6 +70,9 @@ pub(super) struct Inbox {
     pub(super) known: KnownFiles,
     /// Whether the kernel may be told to answer for files that no rule denies.
     pub(super) ignoring: bool,
+    pub(super) board: Board,
+    /// Read, and not yet on the board.
+    arrived: Vec<PermissionEvent>,
     closing: Vec<OwnedFd>,
 }
 
@@ -85,6 +89,8 @@ impl Inbox {
             judge,
             known: KnownFiles::default(),
             ignoring: false,
+            board: Board::new(),
+            arrived: Vec::new(),
             closing: Vec::new(),
         }
     }
@@ -93,18 +99,45 @@ impl Inbox {
     pub(super) fn take_over(&mut self, other: &mut Inbox) {
         self.read_at = other.read_at;
         self.queue = other.queue;
+        // The watchdog knows the old one's.
+        std::mem::swap(&mut self.board, &mut other.board);
+        self.arrived.append(&mut other.arrived);
         self.fresh.append(&mut other.fresh);
         self.held.append(&mut other.held);
         self.known = std::mem::take(&mut other.known);
         self.ignoring = other.ignoring;
+        // If it died of reading, that read ends here.
+        self.publish();
     }
 
     /// Reads a batch from one group. `fresh` must be empty, or of that group.
-    pub(super) fn read(&mut self, queue: Queue, buffer: &mut ReadBuffer) -> Result<ReadReport, ReadError> {
+    pub(super) fn read(&mut self, queue: Queue) -> Result<ReadReport, ReadError> {
         self.queue = queue;
-        let result = self.groups.of(queue).read(buffer, &mut self.fresh);
+        self.board.buffer.clear();
+        self.board.station.phase.begin_read(queue == Queue::Near, nanos(Instant::now()));
+        let result = self.groups.of(queue).read(&mut self.board.buffer, &mut self.arrived);
         self.read_at = Instant::now();
+        self.publish();
         result
+    }
+
+    /// Lets others answer what has arrived, and ends the read.
+    fn publish(&mut self) {
+        let since = millis(self.read_at);
+        for event in self.arrived.drain(..) {
+            self.fresh.push(self.board.publish(event, self.queue, self.desk.own_pid, since));
+        }
+        self.board.station.phase.end_read(nanos(Instant::now()));
+    }
+
+    /// Whether a fresh event is still ours to judge: otherwise it was overdue, and is answered.
+    pub(super) fn is_pending(&self, at: usize) -> bool {
+        self.fresh.get(at).is_some_and(|event| self.board.is_pending(event))
+    }
+
+    /// Whether everything fresh may be held.
+    pub(super) fn may_hold(&self) -> bool {
+        self.held.len() + self.fresh.len() <= MOST_HELD
     }
 
     /// Writes the answers to `fresh[i]`, for each `Some` of `decisions`, in one go, and says by `outcomes` what
@@ -135,15 +168,27 @@ impl Inbox {
 
     /// Closes the files of the first `count` fresh events, which have been answered.
     pub(super) fn close_answered(&mut self, count: usize) {
-        self.closing.extend(self.fresh.drain(..count).map(|event| event.file));
+        for event in self.fresh.drain(..count) {
+            self.board.withdraw(event, &mut self.closing);
+        }
+        self.tidy();
+    }
+
+    /// Closes what can be closed.
+    pub(super) fn tidy(&mut self) {
+        self.board.tidy(&mut self.closing);
         fanotify::close(&mut self.closing);
     }
 
     /// Answers the event that a worker died of, and keeps the others for the next worker.
     pub(super) fn settle_after_panic(&mut self) {
         let Some(culprit) = self.judging.take().filter(|at| *at < self.fresh.len()) else { return };
+        if let Some(event) = self.fresh.get(culprit) {
+            self.settle(event, self.queue, Failure::WorkerPanicked, self.read_at);
+        }
         let event = self.fresh.remove(culprit);
-        self.settle(&event, self.queue, Failure::WorkerPanicked, self.read_at);
+        self.board.withdraw(event, &mut self.closing);
+        self.tidy();
     }
 
     /// Learns that a file bears a denied name.
@@ -216,7 +261,9 @@ impl Inbox {
     pub(super) fn settle_fresh(&mut self, failure: Failure) {
         for event in std::mem::take(&mut self.fresh) {
             self.settle(&event, self.queue, failure, self.read_at);
+            self.board.withdraw(event, &mut self.closing);
         }
+        self.tidy();
     }
 
     /// Answers one event by failure policy. Its file is to be closed by the caller, afterwards.
@@ -238,9 +285,12 @@ impl Inbox {
 
 impl Drop for Inbox {
     fn drop(&mut self) {
+        self.publish();
         self.settle_fresh(Failure::WorkerPanicked);
         for held in std::mem::take(&mut self.held) {
             self.settle(&held.event, held.queue, Failure::LookupTimeout, held.since);
+            self.board.withdraw(held.event, &mut self.closing);
         }
+        self.tidy();
     }
 }

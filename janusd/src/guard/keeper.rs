@@ -8,22 +8,24 @@
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::AsFd;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::Wrapping;
 use super::answer::Answer;
-use super::groups::Groups;
+use super::board::{Condition, Station};
+use super::crew::{Crew, Hand};
 use super::judge::{Judge, Ruling, Stance};
-use super::known::Fingerprints;
+use super::marks::Ledger;
 use super::opener::Wanted;
 use super::problem::{Problem, ProblemReason};
 use super::site::{Offer, Site, SiteId, SiteReport};
 use super::standing::{OnNode, Standing};
+use super::supervisor::Place;
 use super::survey::{Stopping, SurveyError, Surveyed, Surveyor};
 use super::watch::{Change, Watches};
 use super::worker::{Command, Gone, Orders};
@@ -45,6 +47,10 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// How long a worker may take to take orders. It takes them between two batches; a worker that is being restarted takes
 /// them once it is back.
 const OBEY: Duration = Duration::from_secs(10);
+/// How often an ending keeper looks whether its worker has ended, or is stuck.
+const STOPPING: Duration = Duration::from_millis(1);
+/// Workers of a guard that were replaced and have not come back: each keeps a thread and two groups.
+const MOST_MISSING: usize = 4;
 
 /// What a keeper is told.
 pub(super) enum Errand {
@@ -52,6 +58,8 @@ pub(super) enum Errand {
     Update(Arc<GuardSpec>, Answer),
     /// These are the pod's containers; answers when those that are selected are guarded.
     Containers(Offer, Answer),
+    /// The worker's condition has changed, as the watchdog sees it.
+    Worker,
     /// End. Marks stay for the worker to remove.
     Stop,
 }
@@ -70,11 +78,19 @@ pub struct Report {
 }
 
 pub(super) struct Keeper {
-    pub(super) groups: Groups,
-    pub(super) fingerprints: Fingerprints,
+    pub(super) crew: Crew,
+    /// The worker.
+    pub(super) hand: Hand,
+    /// Where others find the way to it.
+    pub(super) door: Arc<Mutex<Speaker<Command>>>,
+    /// What it was last told to judge by.
+    pub(super) orders: Arc<Orders>,
+    /// Lost ones whose marks are still laid.
+    pub(super) replaced: Vec<Hand>,
+    /// Lost ones that have not come back.
+    pub(super) missing: Vec<Weak<Station>>,
     pub(super) features: Features,
     pub(super) errands: Mailbox<Errand>,
-    pub(super) worker: Speaker<Command>,
     pub(super) metrics: GuardMetrics,
     pub(super) report: Arc<Mutex<Report>>,
     pub(super) stopping: Stopping,
@@ -116,8 +132,25 @@ impl Keeper {
             self.metrics.problem(ProblemReason::KeeperPanicked.word());
             std::thread::park_timeout(LATEST);
         }
+        self.bury_replaced();
+        let mut told = Instant::now();
         // The worker has ended before us only if it was told to.
-        let _gone = self.worker.send(Command::Stop);
+        let mut gone = self.hand.worker.send(Command::Stop).is_err();
+        while self.hand.station.condition() == Condition::Well {
+            if gone || self.hand.station.has_stopped() {
+                return;
+            }
+            std::thread::park_timeout(STOPPING);
+            if told.elapsed() > AGAIN {
+                // It may have panicked over it, and its successor knows of nothing.
+                told = Instant::now();
+                gone = self.hand.worker.send(Command::Stop).is_err();
+            }
+        }
+        // It does not hear that. What waits is answered by failure policy, and nothing more comes.
+        self.flush(&self.hand);
+        self.crew.shared.supervisor.give_up(self.hand.ward);
+        self.hand.station.abandon();
     }
 
     fn run(&mut self) {
@@ -145,6 +178,7 @@ impl Keeper {
                         stale = stale || result.is_err() || self.lacks_something();
                         answer.tell(result);
                     }
+                    Ok(Some(Errand::Worker)) => stale |= self.see_to_worker().is_err(),
                     Ok(None) => break,
                     Ok(Some(Errand::Stop)) | Err(_) => return,
                 }
@@ -317,10 +351,10 @@ impl Keeper {
         };
         if let Some(gone) = forgotten {
             // A worker that has gone knows nothing any more.
-            let _gone = self.worker.send(Command::Forget(standing.site, gone));
+            let _gone = self.hand.worker.send(Command::Forget(standing.site, gone));
         }
         if self.standings.is_empty() {
-            if let Err(error) = self.groups.flush() {
+            if let Err(error) = self.hand.groups.flush() {
                 tracing::warn!(guard = %self.spec.name(), %error, "marks of a container that has ended could not be removed");
             }
             return;
@@ -328,7 +362,7 @@ impl Keeper {
         let others: Vec<_> = self.standings.iter().map(|other| &other.ledger).collect();
         let places = standing.rules.as_ref().map(|rules| rules.view.places.as_slice()).unwrap_or_default();
         let on_node = OnNode::new(places);
-        standing.ledger.retire(&self.groups, &self.features, &others, |path| on_node.find(path));
+        standing.ledger.retire(&self.hand.groups, &self.features, &others, |path| on_node.find(path));
     }
 
     /// Surveys, brings the findings to the worker, takes away what is no longer wanted.
@@ -336,7 +370,7 @@ impl Keeper {
         // What no rule denied may be denied from now on: the kernel asks about everything again, until the new rules are
         // in force.
         self.obey(|acknowledge| Command::Ignoring(false, acknowledge))?;
-        self.groups.wide.flush_inodes().map_err(SurveyError::Flush)?;
+        self.hand.groups.wide.flush_inodes().map_err(SurveyError::Flush)?;
         for at in 0..self.standings.len() {
             match self.survey(at) {
                 Ok(()) => {}
@@ -369,19 +403,77 @@ impl Keeper {
                         return Err(error.into());
                     }
                 };
-                ledger.sweep(&self.groups, root.as_fd(), &self.features, rules_changed, &others);
+                ledger.sweep(&self.hand.groups, root.as_fd(), &self.features, rules_changed, &others);
                 drop(others);
                 self.standings[at].ledger = ledger;
                 watches_lacking |= self.standings[at].watcher.sweep();
             }
         }
         self.obey(|acknowledge| Command::Ignoring(true, acknowledge))?;
+        self.bury_replaced();
         self.publish(watches_lacking);
         Ok(())
     }
 
+    /// The watchdog has found the worker stuck, lost, or well again.
+    fn see_to_worker(&mut self) -> Result<(), SurveyError> {
+        let condition = self.hand.station.condition();
+        if condition == Condition::Lost && !self.stopping.now() {
+            return self.rebuild();
+        }
+        // A guard that is not in force yet says so when it is.
+        let state = self.report.lock().state;
+        if state != GuardState::Starting {
+            self.publish(false);
+        }
+        Ok(())
+    }
+
+    /// Puts another worker in the place of one that is lost, with groups and marks of its own. The old groups go when the
+    /// new marks are laid; until then, and for as long as anybody waits in them, they are answered by failure policy.
+    fn rebuild(&mut self) -> Result<(), SurveyError> {
+        self.missing.retain(|station| station.strong_count() > 0);
+        if self.missing.len() >= MOST_MISSING {
+            tracing::error!(guard = %self.spec.name(), "another worker is stuck, and too many were replaced already");
+            return Ok(());
+        }
+        let place = Place::InsteadOf(self.hand.ward);
+        let hand = match self.crew.hire(audits(&self.spec), self.orders.clone(), place) {
+            Ok(hand) => hand,
+            Err(error) => {
+                // The watchdog reminds us.
+                tracing::error!(guard = %self.spec.name(), %error, "a worker that is stuck could not be replaced");
+                return Ok(());
+            }
+        };
+        let lost = std::mem::replace(&mut self.hand, hand);
+        lost.station.abandon();
+        *self.door.lock() = self.hand.worker.clone();
+        self.metrics.worker_abandoned();
+        self.missing.push(Arc::downgrade(&lost.station));
+        self.replaced.push(lost);
+        for standing in &mut self.standings {
+            standing.ledger = Ledger::default();
+        }
+        self.arm(false)
+    }
+
+    /// Takes away the marks of workers that were replaced.
+    fn bury_replaced(&mut self) {
+        for lost in std::mem::take(&mut self.replaced) {
+            self.flush(&lost);
+            self.crew.shared.supervisor.bury(lost.ward);
+        }
+    }
+
+    fn flush(&self, hand: &Hand) {
+        if let Err(error) = hand.groups.flush() {
+            tracing::error!(guard = %self.spec.name(), %error, "marks could not be removed; they go with the group");
+        }
+    }
+
     /// Brings what is known of the roots to the worker.
-    fn hand_over(&self) -> Result<(), SurveyError> {
+    fn hand_over(&mut self) -> Result<(), SurveyError> {
         let spec = &self.spec;
         let text = Arc::new(GuardText::new(spec, self.whose.clone(), self.metrics.log_dropped()));
         let wanted = if self.wants_everything { Wanted::EVERYTHING } else { text.wanted() };
@@ -407,6 +499,7 @@ impl Keeper {
             exceptions: Arc::new(Exceptions::new(spec)),
             posts: surveyed().map(Standing::post).collect(),
         });
+        self.orders = orders.clone();
         self.obey(|acknowledge| Command::Orders(orders, acknowledge))
     }
 
@@ -420,22 +513,12 @@ impl Keeper {
     /// Tells the worker something, and waits until it has taken it.
     fn obey(&self, command: impl FnOnce(Sender<()>) -> Command) -> Result<(), SurveyError> {
         let (acknowledge, acknowledged) = bounded(1);
-        self.worker.send(command(acknowledge)).map_err(|_| SurveyError::Stopped)?;
-        let patience = Instant::now() + OBEY;
-        loop {
-            match acknowledged.recv_timeout(Duration::from_millis(50)) {
-                Ok(()) => return Ok(()),
-                Err(RecvTimeoutError::Timeout) if self.stopping.now() => {
-                    return Err(SurveyError::Stopped);
-                }
-                Err(RecvTimeoutError::Timeout) if Instant::now() < patience => {}
-                Err(_) => return Err(SurveyError::Unanswered),
-            }
-        }
+        self.hand.worker.send(command(acknowledge)).map_err(|_| SurveyError::Stopped)?;
+        obeyed(&acknowledged, &self.hand.station, &self.stopping)
     }
 
     fn survey(&mut self, at: usize) -> Result<(), SurveyError> {
-        let worker = self.worker.clone();
+        let worker = self.hand.worker.clone();
         let spec = self.spec.clone();
         // The worker takes commands in order: what is learned here is known when the rules that follow are in force.
         let mut lessons = |files| {
@@ -454,12 +537,13 @@ impl Keeper {
     fn extend(&mut self, at: usize, appeared: &[Vec<u8>]) -> Result<(), SurveyError> {
         let Some(rules) = self.standings[at].rules.clone() else { return Ok(()) };
         let spec = self.spec.clone();
-        let worker = self.worker.clone();
+        let (worker, station, stopping) = (self.hand.worker.clone(), self.hand.station.clone(), self.stopping.clone());
         let mut lessons = |files| {
             let (acknowledge, acknowledged) = bounded(1);
             if worker.send(Command::Learn(files, Some(acknowledge))).is_ok() {
-                // A worker that does not answer is being replaced; its successor finds the lesson in the mailbox.
-                let _late = acknowledged.recv_timeout(OBEY);
+                // A worker that does not answer is being restarted, and its successor finds the lesson in the mailbox; or
+                // it is lost, and then all is surveyed again.
+                let _late = obeyed(&acknowledged, &station, &stopping);
             }
         };
         self.surveyor(at).extend(&spec, &rules, appeared, &mut lessons)?;
@@ -517,7 +601,13 @@ impl Keeper {
                 "fs.inotify.max_user_watches is reached: changes are noticed late or never",
             );
         }
-        if self.spec.subjects().iter().any(|subject| subject.audit()) && !self.groups.audits() {
+        if self.hand.station.condition() != Condition::Well {
+            note(
+                ProblemReason::WorkerStuck,
+                "the thread that answers is stuck: failurePolicy is answered until it is back, or replaced",
+            );
+        }
+        if audits(&self.spec) && !self.hand.groups.audits() {
             note(
                 ProblemReason::AuditUnavailable,
                 "audit: true needs CONFIG_AUDIT and CAP_AUDIT_WRITE when the guard starts; answers are not audited",
@@ -557,13 +647,34 @@ impl Keeper {
         let standing = &mut self.standings[at];
         Surveyor {
             root: &standing.root,
-            groups: &self.groups,
-            fingerprints: &self.fingerprints,
+            groups: &self.hand.groups,
+            fingerprints: &self.crew.fingerprints,
             features: &self.features,
             ledger: &mut standing.ledger,
             watcher: &mut standing.watcher,
             stopping: &self.stopping,
             site: standing.site,
+        }
+    }
+}
+
+/// Whether a guard's answers go to the kernel's audit log.
+pub(super) fn audits(spec: &GuardSpec) -> bool {
+    spec.subjects().iter().any(|subject| subject.audit())
+}
+
+/// Waits until a worker has done what it was told.
+fn obeyed(acknowledged: &Receiver<()>, station: &Station, stopping: &Stopping) -> Result<(), SurveyError> {
+    let patience = Instant::now() + OBEY;
+    loop {
+        match acknowledged.recv_timeout(Duration::from_millis(50)) {
+            Ok(()) => return Ok(()),
+            Err(RecvTimeoutError::Timeout) if stopping.now() => return Err(SurveyError::Stopped),
+            Err(RecvTimeoutError::Timeout) if station.condition() == Condition::Lost => {
+                return Err(SurveyError::Unanswered);
+            }
+            Err(RecvTimeoutError::Timeout) if Instant::now() < patience => {}
+            Err(_) => return Err(SurveyError::Unanswered),
         }
     }
 }

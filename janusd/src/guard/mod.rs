@@ -6,6 +6,7 @@
 //!                 └─ watches what its findings rest on                ├─► counters (atomics), lines (bounded queue)
 //!                                                                     └─► lookup threads (foreign mounts, who asks)
 //!  supervisor: starts and joins every worker, holds a share of every group
+//!  watchdog: answers for a worker that is stuck, and has the keeper replace one that stays so
 //! ```
 //!
 //! Where an event is read: [`worker`]. Where it is judged: [`judge`] (pure; rules in [`crate::policy`]). Where it is
@@ -13,6 +14,8 @@
 //! its worker, the supervisor starts another, and [`crate::policy::Failure`] says what is answered meanwhile.
 
 mod answer;
+mod board;
+mod crew;
 mod groups;
 mod inbox;
 pub mod judge;
@@ -24,13 +27,16 @@ mod mounts;
 pub mod opener;
 pub mod problem;
 pub mod reach;
+mod rescue;
 pub mod site;
+mod slots;
 mod standing;
 pub mod supervisor;
 mod survey;
 pub mod view;
 mod walk;
 pub mod watch;
+pub mod watchdog;
 mod worker;
 
 use std::collections::HashMap;
@@ -49,17 +55,17 @@ pub use site::{Offer, Roots, Site, SiteId, SiteReport};
 use survey::Stopping;
 pub use survey::SurveyError;
 
-use self::groups::Groups;
-use self::inbox::Inbox;
+use self::crew::Crew;
 use self::judge::{Unarmed, Wrap};
 use self::keeper::{Errand, Keeper};
 use self::known::Fingerprints;
 use self::lookup::Lookups;
 use self::opener::Wanted;
 use self::standing::Standing;
-use self::supervisor::Supervisor;
+use self::supervisor::{Place, Supervisor};
 use self::watch::Watches;
-use self::worker::{Command, Desk, Orders, Worker};
+use self::watchdog::Watchdog;
+use self::worker::{Command, Orders};
 use crate::doorbell;
 use crate::doorbell::Speaker;
 use crate::events::{GuardText, Line, Whose};
@@ -83,6 +89,8 @@ pub struct Shared {
     pub features: Features,
     /// Keeps workers alive.
     pub supervisor: Supervisor,
+    /// Answers for those that are stuck.
+    pub watchdog: Watchdog,
     /// Looks up foreign mounts, and who asks.
     pub lookups: Lookups,
     /// Tells what changes in the directories that rules rest on.
@@ -132,7 +140,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Guard {
     errands: Speaker<Errand>,
-    worker: Speaker<Command>,
+    worker: Arc<Mutex<Speaker<Command>>>,
     keeper: Option<JoinHandle<()>>,
     stopped: Receiver<()>,
     stopping: Arc<AtomicBool>,
@@ -144,6 +152,7 @@ impl std::fmt::Debug for Errand {
         f.write_str(match self {
             Errand::Update(..) => "Update",
             Errand::Containers(..) => "Containers",
+            Errand::Worker => "Worker",
             Errand::Stop => "Stop",
         })
     }
@@ -189,10 +198,6 @@ impl Guard {
         ended: Ended,
     ) -> Result<Guard, StartError> {
         let resource = |what| move |source| StartError::Resource { what, source };
-        let audit = spec.subjects().iter().any(|subject| subject.audit());
-        let groups = Groups::new(&shared.features, audit)?;
-        let clone = || groups.try_clone().map_err(resource("a share of the groups"));
-        let (worker, mailbox) = doorbell::channel().map_err(resource("an eventfd"))?;
         let (errands, errand_box) = doorbell::channel().map_err(resource("an eventfd"))?;
         let (standings, offered) = match roots {
             Roots::One(root) => {
@@ -204,17 +209,6 @@ impl Guard {
             Roots::Pod(offer) => (Vec::new(), Some(offer)),
         };
 
-        let fingerprints = Fingerprints::default();
-        let desk = Arc::new(Desk {
-            metrics: metrics.clone(),
-            lines: shared.lines.clone(),
-            lookups: shared.lookups.clone(),
-            replies: worker.clone(),
-            features: shared.features,
-            fingerprints: fingerprints.clone(),
-            own_pid: rustix::process::getpid().as_raw_pid(),
-            agents: shared.agents.clone(),
-        });
         let orders = Arc::new(Orders {
             judge: Arc::new(Unarmed),
             text: Arc::new(GuardText::new(&spec, whose.clone(), metrics.log_dropped())),
@@ -225,8 +219,6 @@ impl Guard {
             exceptions: Arc::new(Exceptions::new(&spec)),
             posts: Vec::new(),
         });
-        let inbox = Inbox::new(clone()?, desk, orders.judge.clone());
-        let hand = Worker::new(inbox, mailbox, orders).map_err(|(source, _)| resource("/proc/self/fd")(source))?;
         let (stopped_sender, stopped) = bounded(1);
         let ended: Ended = Box::new(move || {
             // Nobody waits for it.
@@ -234,10 +226,15 @@ impl Guard {
             ended();
         });
         let name = &spec.name().name;
-        shared
-            .supervisor
-            .adopt(thread_name(WORKER_PREFIX, name), clone()?, hand, ended)
-            .map_err(resource("a worker thread"))?;
+        let crew = Crew {
+            name: thread_name(WORKER_PREFIX, name),
+            shared: shared.clone(),
+            metrics: metrics.clone(),
+            fingerprints: Fingerprints::default(),
+            keeper: errands.clone(),
+        };
+        let hand = crew.hire(keeper::audits(&spec), orders.clone(), Place::First(ended))?;
+        let worker = Arc::new(Mutex::new(hand.worker.clone()));
 
         let report = Arc::new(Mutex::new(Report {
             state: GuardState::Starting,
@@ -247,11 +244,14 @@ impl Guard {
         }));
         let stopping = Arc::new(AtomicBool::new(false));
         let keeper = Keeper {
-            groups,
-            fingerprints,
+            crew,
+            hand,
+            door: worker.clone(),
+            orders,
+            replaced: Vec::new(),
+            missing: Vec::new(),
             features: shared.features,
             errands: errand_box,
-            worker: worker.clone(),
             metrics,
             report: report.clone(),
             stopping: Stopping { guard: stopping.clone(), process: shared.stopping.clone() },
@@ -339,13 +339,13 @@ impl Guard {
                     std::thread::park_timeout(Duration::from_millis(1));
                 }
                 if !keeper.is_finished() {
-                    let _gone = self.worker.send(Command::Stop);
+                    let _gone = self.worker.lock().send(Command::Stop);
                 } else if keeper.join().is_err() {
                     tracing::error!("a keeper panicked");
                 }
             }
             None => {
-                let _gone = self.worker.send(Command::Stop);
+                let _gone = self.worker.lock().send(Command::Stop);
             }
         }
         self.stopped.recv_deadline(deadline).is_ok()

@@ -29,6 +29,8 @@ pub enum ProblemReason {
     AuditUnavailable,
     /// The thread that surveys the root panicked. What was in force stays; it starts again.
     KeeperPanicked,
+    /// The thread that answers is stuck: others answer by failure policy until it is back, or replaced.
+    WorkerStuck,
     /// The container's name is not known yet. It counts as one that the guard selects.
     NameUnknown,
     /// A path does not exist yet. It is guarded from the moment it does.
@@ -37,7 +39,7 @@ pub enum ProblemReason {
 
 impl ProblemReason {
     /// All of them.
-    pub const ALL: [ProblemReason; 14] = [
+    pub const ALL: [ProblemReason; 15] = [
         ProblemReason::RootUnreachable,
         ProblemReason::FilesystemNotGated,
         ProblemReason::SpecialFileNotGated,
@@ -50,6 +52,7 @@ impl ProblemReason {
         ProblemReason::WatchLimit,
         ProblemReason::AuditUnavailable,
         ProblemReason::KeeperPanicked,
+        ProblemReason::WorkerStuck,
         ProblemReason::NameUnknown,
         ProblemReason::PathAbsent,
     ];
@@ -69,6 +72,7 @@ impl ProblemReason {
             ProblemReason::WatchLimit => "WatchLimit",
             ProblemReason::AuditUnavailable => "AuditUnavailable",
             ProblemReason::KeeperPanicked => "KeeperPanicked",
+            ProblemReason::WorkerStuck => "WorkerStuck",
             ProblemReason::NameUnknown => "NameUnknown",
             ProblemReason::PathAbsent => "PathAbsent",
         }

@@ -31,6 +31,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Milliseconds since some moment that all who share a table agree on.
 pub(crate) type Millis = u64;
+/// Nanoseconds since that moment: two phases never begin at the same one.
+pub(crate) type Nanos = u64;
 
 /// What a slot tells of an event: what is needed to answer it, and to count that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,6 +91,13 @@ impl Post {
     }
 }
 
+/// How long before `now` an event was read.
+fn age(word: u64, now: Millis) -> Millis {
+    let age = (now & TIMES).wrapping_sub(word >> SINCE) & TIMES;
+    // The upper half is the future: read after `now` was told.
+    if age > TIMES / 2 { 0 } else { age }
+}
+
 /// The events that a worker has read and not closed.
 #[derive(Debug)]
 pub(crate) struct Slots(Box<[AtomicU64]>);
@@ -133,9 +142,8 @@ impl Slots {
     pub(crate) fn rescue(&self, now: Millis, deadline: Millis, mut answer: impl FnMut(Post, Millis)) {
         for slot in &self.0 {
             let word = slot.load(Ordering::Acquire);
-            let age = (now & TIMES).wrapping_sub(word >> SINCE) & TIMES;
-            // The upper half is the future: read after `now` was told.
-            if word & STATE != PENDING || age < deadline || age > TIMES / 2 {
+            let age = age(word, now);
+            if word & STATE != PENDING || age < deadline {
                 continue;
             }
             let pinned = word & !STATE | RESCUING;
@@ -146,9 +154,11 @@ impl Slots {
         }
     }
 
-    /// Watchdog: whether some event is published and not answered by us.
-    pub(crate) fn any_pending(&self) -> bool {
-        self.0.iter().any(|slot| slot.load(Ordering::Relaxed) & STATE == PENDING)
+    /// Watchdog: how long ago the oldest event was read that is published and not answered by us.
+    pub(crate) fn oldest(&self, now: Millis) -> Option<Millis> {
+        let words = self.0.iter().map(|slot| slot.load(Ordering::Relaxed));
+        let ages = words.filter(|word| word & STATE == PENDING).map(|word| age(word, now));
+        ages.max()
     }
 }
 
@@ -198,7 +208,7 @@ impl Moment {
         }
     }
 
-    pub(crate) fn since(self) -> Millis {
+    pub(crate) fn since(self) -> Nanos {
         self.0 >> BEGAN
     }
 }
@@ -213,23 +223,23 @@ impl Phase {
     }
 
     /// Reader: waits for events from now on. Not while reading.
-    pub(crate) fn idle(&self, now: Millis) {
+    pub(crate) fn idle(&self, now: Nanos) {
         self.0.store(now << BEGAN | IDLE, Ordering::Release);
     }
 
     /// Reader: does something from now on. Not while reading.
-    pub(crate) fn working(&self, now: Millis) {
+    pub(crate) fn working(&self, now: Nanos) {
         self.0.store(now << BEGAN | WORKING, Ordering::Release);
     }
 
     /// Reader: is about to read. What the last read brought must be gone from the buffer that others can see.
-    pub(crate) fn begin_read(&self, near: bool, now: Millis) {
+    pub(crate) fn begin_read(&self, near: bool, now: Nanos) {
         let queue = if near { READS_NEAR } else { 0 };
         self.0.store(now << BEGAN | queue | READING, Ordering::Release);
     }
 
     /// Reader: what the read brought is published, or closed next. Returns once nobody writes to its numbers unpinned.
-    pub(crate) fn end_read(&self, now: Millis) {
+    pub(crate) fn end_read(&self, now: Nanos) {
         loop {
             let word = self.0.load(Ordering::Relaxed);
             let ended = now << BEGAN | WORKING;
@@ -289,13 +299,15 @@ mod tests {
         for since in [0, 12_345, TIMES - 100, TIMES, TIMES + 7] {
             let slots = Slots::new(3);
             slots.publish(1, POST, since);
-            assert!(slots.is_pending(1) && slots.any_pending());
+            assert!(slots.is_pending(1));
+            assert_eq!(slots.oldest(since + 499), Some(499));
             // Read after the watchdog had looked at its clock.
             assert_eq!(rescued(&slots, since.saturating_sub(3)), []);
             assert_eq!(rescued(&slots, since + 499), []);
             assert_eq!(rescued(&slots, since + 500), [(POST, 500)]);
             assert_eq!(rescued(&slots, since + 501), [], "once");
-            assert!(!slots.is_pending(1) && !slots.any_pending());
+            assert!(!slots.is_pending(1));
+            assert_eq!(slots.oldest(since + 501), None);
             assert_eq!(slots.release(1), Release::Close);
         }
     }

@@ -17,8 +17,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use super::Ended;
 use super::groups::{Groups, Queue};
 use super::inbox::Inbox;
+use super::watchdog::Watch;
 use super::worker::{End, Worker};
-use crate::fanotify::group::ReadBuffer;
 use crate::policy::Failure;
 
 /// Restarts that come at once; beyond them each waits twice as long as the one before.
@@ -39,14 +39,25 @@ enum Message {
         name: String,
         groups: Groups,
         worker: Box<Worker>,
-        ended: Ended,
+        watch: Watch,
+        place: Place,
         started: Sender<std::io::Result<()>>,
     },
+    Bury(Ward),
+    GiveUp(Ward),
     Ended {
         ward: Ward,
         worker: Box<Worker>,
         how: How,
     },
+}
+
+/// Whose place a worker takes.
+pub(super) enum Place {
+    /// Nobody's. This is called once the guard has ended: once a worker was told to stop and has.
+    First(Ended),
+    /// A lost one's.
+    InsteadOf(Ward),
 }
 
 enum How {
@@ -63,7 +74,7 @@ pub struct Supervisor {
 
 /// The thread, to be joined.
 #[derive(Debug)]
-pub struct SupervisorThread(JoinHandle<()>);
+pub struct SupervisorThread(JoinHandle<usize>);
 
 impl Supervisor {
     /// Starts the thread. It ends when every `Supervisor` is gone and every worker has ended.
@@ -78,32 +89,64 @@ impl Supervisor {
         Ok((Supervisor { messages: sender, next: Arc::default() }, SupervisorThread(thread)))
     }
 
-    /// Starts a worker and keeps it alive. `ended` is called once the worker was told to stop and has, unless this fails.
-    pub(super) fn adopt(&self, name: String, groups: Groups, worker: Worker, ended: Ended) -> std::io::Result<()> {
+    /// Starts a worker and keeps it alive.
+    pub(super) fn adopt(
+        &self,
+        name: String,
+        groups: Groups,
+        worker: Worker,
+        watch: Watch,
+        place: Place,
+    ) -> std::io::Result<Ward> {
         let ward = Ward(self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
         let (started, answer) = bounded(1);
-        let adopt = Message::Adopt { ward, name, groups, worker: Box::new(worker), ended, started };
+        let adopt = Message::Adopt { ward, name, groups, worker: Box::new(worker), watch, place, started };
         let gone = || std::io::Error::other("the supervisor is gone");
         self.messages.send(adopt).map_err(|_| gone())?;
-        answer.recv().map_err(|_| gone())?
+        answer.recv().map_err(|_| gone())?.map(|()| ward)
+    }
+
+    /// Lets a replaced worker's groups go once nobody waits in them: their marks are gone. Its thread is joined if it ever
+    /// comes back.
+    pub(super) fn bury(&self, ward: Ward) {
+        // Gone: then the process ends.
+        let _gone = self.messages.send(Message::Bury(ward));
+    }
+
+    /// The same of a worker that nobody replaces: its guard ends.
+    pub(super) fn give_up(&self, ward: Ward) {
+        // Likewise.
+        let _gone = self.messages.send(Message::GiveUp(ward));
     }
 }
 
 impl SupervisorThread {
-    /// Waits for its end; drop every [`Supervisor`] first.
-    pub fn join(self) {
-        if self.0.join().is_err() {
-            tracing::error!("the supervisor panicked");
+    /// Waits for its end; drop every [`Supervisor`] first. False if a worker that is stuck had to be left behind, with what
+    /// it holds: nobody may wait for that.
+    pub fn join(self) -> bool {
+        match self.0.join() {
+            Ok(0) => true,
+            Ok(left) => {
+                tracing::error!(left, "workers that are stuck are left behind");
+                false
+            }
+            Err(_) => {
+                tracing::error!("the supervisor panicked");
+                false
+            }
         }
     }
 }
 
 struct Guarded {
     name: String,
-    /// Keeps the group open while no worker does.
-    groups: Groups,
+    /// Keeps the group open while no worker does; `None`: nobody needs it any more.
+    groups: Option<Groups>,
+    watch: Option<Watch>,
     thread: Option<JoinHandle<()>>,
-    ended: Ended,
+    ended: Option<Ended>,
+    /// It was stuck: another has its place, or its guard has ended.
+    abandoned: bool,
     started_at: Instant,
     restarts: u32,
 }
@@ -120,9 +163,10 @@ struct Post {
 }
 
 impl Post {
-    fn keep(mut self) {
+    /// Gives the number of those that were stuck to the end.
+    fn keep(mut self) -> usize {
         let mut open = true;
-        while open || !self.wards.is_empty() {
+        while open || self.wards.values().any(|guarded| !guarded.abandoned) {
             let pause = self.resting.iter().map(|(due, ..)| due.saturating_duration_since(Instant::now())).min();
             let never = crossbeam_channel::never();
             let guards = if open { &self.guards } else { &never };
@@ -132,22 +176,69 @@ impl Post {
                 default(pause.unwrap_or(Duration::from_secs(3600))) => Err(RecvTimeoutError::Timeout),
             };
             match message {
-                Ok(Message::Adopt { ward, name, groups, worker, ended, started }) => {
-                    let guarded =
-                        Guarded { name, groups, thread: None, ended, started_at: Instant::now(), restarts: 0 };
+                Ok(Message::Adopt { ward, name, groups, worker, watch, place, started }) => {
+                    let guarded = Guarded {
+                        name,
+                        groups: Some(groups),
+                        watch: Some(watch),
+                        thread: None,
+                        ended: None,
+                        abandoned: false,
+                        started_at: Instant::now(),
+                        restarts: 0,
+                    };
                     self.wards.insert(ward, guarded);
                     let result = self.launch(ward, worker).map_err(|(error, _)| error);
-                    if result.is_err() {
-                        self.wards.remove(&ward);
+                    match &result {
+                        Ok(()) => self.place(ward, place),
+                        Err(_) => drop(self.wards.remove(&ward)),
                     }
                     // Whoever asked has gone: the worker runs, and will be told to stop or live on.
                     let _gone = started.send(result);
+                }
+                Ok(Message::Bury(ward)) => self.bury(ward),
+                Ok(Message::GiveUp(ward)) => {
+                    let ended = self.abandon(ward);
+                    self.bury(ward);
+                    if let Some(ended) = ended {
+                        ended();
+                    }
                 }
                 Ok(Message::Ended { ward, worker, how }) => self.ended(ward, worker, how),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => open = false,
             }
             self.wake_rested();
+        }
+        self.wards.len()
+    }
+
+    fn place(&mut self, ward: Ward, place: Place) {
+        let ended = match place {
+            Place::First(ended) => Some(ended),
+            Place::InsteadOf(lost) => self.abandon(lost),
+        };
+        if let Some(guarded) = self.wards.get_mut(&ward) {
+            guarded.ended = ended;
+        }
+    }
+
+    /// From now on nobody waits for this worker. Gives what is to be called when its guard ends.
+    fn abandon(&mut self, ward: Ward) -> Option<Ended> {
+        let guarded = self.wards.get_mut(&ward)?;
+        tracing::error!(guard = guarded.name, "a worker is stuck, and is left behind");
+        guarded.abandoned = true;
+        guarded.ended.take()
+    }
+
+    fn bury(&mut self, ward: Ward) {
+        let Some(guarded) = self.wards.get_mut(&ward) else { return };
+        guarded.groups = None;
+        if let Some(watch) = guarded.watch.take() {
+            watch.drain();
+        }
+        if guarded.thread.is_none() {
+            self.wards.remove(&ward);
         }
     }
 
@@ -183,13 +274,28 @@ impl Post {
         {
             tracing::error!(guard = guarded.name, "a worker panicked outside of its own handling");
         }
+        if guarded.abandoned {
+            tracing::info!(guard = guarded.name, "a worker that was left behind has come back, and ended");
+            drop(worker);
+            if guarded.groups.is_none() {
+                self.wards.remove(&ward);
+            }
+            return;
+        }
         match how {
+            // Told to the supervisor first, and seen above.
+            How::End(End::Abandoned) => {}
             How::End(End::Stopped) => {
                 // Inbox first (answers what is left), then the group's last descriptor.
                 drop(worker);
                 if let Some(guarded) = self.wards.remove(&ward) {
                     drop(guarded.groups);
-                    (guarded.ended)();
+                    if let Some(watch) = guarded.watch {
+                        watch.end();
+                    }
+                    if let Some(ended) = guarded.ended {
+                        ended();
+                    }
                 }
                 return;
             }
@@ -220,6 +326,10 @@ impl Post {
         let now = Instant::now();
         let due: Vec<_> = self.resting.extract_if(.., |(due, ..)| *due <= now).collect();
         for (_, ward, worker) in due {
+            if self.wards.get(&ward).is_none_or(|guarded| guarded.abandoned) {
+                drop(worker);
+                continue;
+            }
             let successor = match self.successor(ward, worker) {
                 Ok(worker) => worker,
                 Err((error, worker)) => {
@@ -235,8 +345,8 @@ impl Post {
 
     /// A fresh worker with the old one's obligations: nothing else of the old one is trusted.
     fn successor(&self, ward: Ward, old: Box<Worker>) -> Result<Box<Worker>, (std::io::Error, Box<Worker>)> {
-        let Some(guarded) = self.wards.get(&ward) else { return Ok(old) };
-        let groups = match guarded.groups.try_clone() {
+        let Some(groups) = self.wards.get(&ward).and_then(|guarded| guarded.groups.as_ref()) else { return Ok(old) };
+        let groups = match groups.try_clone() {
             Ok(groups) => groups,
             Err(error) => return Err((error, old)),
         };
@@ -256,10 +366,9 @@ impl Post {
     /// No thread or descriptor can be had: nobody may wait for that, so failure policy answers meanwhile.
     fn postpone(&mut self, ward: Ward, mut worker: Box<Worker>, error: &std::io::Error) {
         tracing::error!(%error, "a worker could not be started again; events are answered by failure policy");
-        let mut buffer = ReadBuffer::default();
         for queue in [Queue::Wide, Queue::Near] {
             loop {
-                let read = worker.inbox.read(queue, &mut buffer);
+                let read = worker.inbox.read(queue);
                 worker.inbox.settle_fresh(Failure::WorkerPanicked);
                 if read.is_err() {
                     break;

@@ -13,12 +13,13 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::Sender;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use super::board::nanos;
 use super::groups::Queue;
 use super::inbox::{Awaited, Held, Inbox};
 use super::judge::{Ask, Asker, Judge, Known, Mount, Seen, Verdict};
@@ -30,12 +31,14 @@ use super::view::{Names, Tree};
 use crate::doorbell::{Mailbox, Speaker};
 use crate::events::{GuardText, Line};
 use crate::fanotify::answer::{Answer, BATCH, Outcome};
-use crate::fanotify::group::ReadBuffer;
 use crate::fanotify::look::{self, Stat};
 use crate::fanotify::{Features, PermissionEvent, ReadError};
 use crate::metrics::GuardMetrics;
 use crate::policy::{Decision, Depends, Events, Exceptions, Failure, Origin, Reason, Response};
 use crate::process::look::{Anchor, Found, NodeAgents};
+
+/// Commands that take longer than this are interrupted for events, which have a deadline.
+const COMMANDS: Duration = Duration::from_millis(100);
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -151,6 +154,8 @@ pub(super) enum End {
     GroupLost(Errno),
     /// It misread the queue.
     Misread(ReadError),
+    /// It was stuck for so long that its guard has another worker by now.
+    Abandoned,
 }
 
 pub(super) struct Worker {
@@ -163,7 +168,6 @@ pub(super) struct Worker {
 
 /// What is needed to look at files; refilled, never reallocated.
 struct Kernel {
-    buffer: ReadBuffer,
     paths: look::Names,
     names: Names,
     /// Of the file that was judged last, if its number was suspect.
@@ -233,22 +237,32 @@ impl Worker {
             Ok(paths) => paths,
             Err(errno) => return Err((errno.into(), Box::new(inbox))),
         };
-        let kernel = Kernel { buffer: ReadBuffer::default(), paths, names: Names::default(), fingerprint: None };
+        let kernel = Kernel { paths, names: Names::default(), fingerprint: None };
         Ok(Worker { inbox, mailbox, orders, kernel, batch: Batch::default() })
     }
 
     /// Answers events until it is told to stop. `inbox` may hold what a predecessor left.
     pub(super) fn run(&mut self) -> End {
+        self.inbox.board.station.set_fallback(&self.orders.judge.failed(Failure::Deadline));
         self.judge_and_answer(Brought::NOTHING);
         loop {
-            if let Err(errno) = self.wait() {
+            self.inbox.board.station.phase.idle(nanos(Instant::now()));
+            let waited = self.wait();
+            self.inbox.board.station.phase.working(nanos(Instant::now()));
+            if self.inbox.board.station.is_abandoned() {
+                return End::Abandoned;
+            }
+            if let Err(errno) = waited {
                 return End::GroupLost(errno);
             }
+            self.inbox.tidy();
             self.mailbox.quiet();
+            let began = Instant::now();
             while let Ok(Some(command)) = self.mailbox.take() {
                 match command {
                     Command::Orders(orders, acknowledge) => {
                         self.inbox.judge = orders.judge.clone();
+                        self.inbox.board.station.set_fallback(&orders.judge.failed(Failure::Deadline));
                         self.orders = orders;
                         self.inbox.make_room();
                         // Whoever gave the order may have gone; the order stands.
@@ -274,6 +288,10 @@ impl Worker {
                     Command::Process { ticket, exceptions, found } => self.identified(ticket, &exceptions, found),
                     Command::Stop => return self.stop(),
                 }
+                if began.elapsed() > COMMANDS {
+                    self.mailbox.remind();
+                    break;
+                }
             }
             self.expire();
             for queue in [Queue::Wide, Queue::Near] {
@@ -291,8 +309,11 @@ impl Worker {
     }
 
     fn wait(&self) -> Result<(), Errno> {
-        let timeout = self.inbox.held.iter().map(|held| held.since).min().map(|oldest| {
-            let left = lookup::DEADLINE.saturating_sub(oldest.elapsed());
+        let overdue = self.inbox.held.iter().map(|held| held.since).min();
+        let left = overdue.map(|oldest| lookup::DEADLINE.saturating_sub(oldest.elapsed()));
+        // Somebody is writing to a number of ours: a matter of microseconds.
+        let left = if self.inbox.board.lingers() { Some(Duration::ZERO) } else { left };
+        let timeout = left.map(|left| {
             // Rounded up, or the last millisecond would be spent spinning.
             let left = left + Duration::from_millis(1);
             Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() }
@@ -310,8 +331,10 @@ impl Worker {
 
     /// Reads one batch of one group and answers it, even if reading failed behind its first events.
     fn read(&mut self, queue: Queue) -> Result<(), ReadError> {
-        let result = self.inbox.read(queue, &mut self.kernel.buffer);
-        if !self.inbox.fresh.is_empty() {
+        let result = self.inbox.read(queue);
+        if self.inbox.board.station.is_abandoned() {
+            self.inbox.settle_fresh(Failure::Deadline);
+        } else if !self.inbox.fresh.is_empty() {
             self.judge_and_answer(Brought::NOTHING);
         }
         if let Ok(report) = result
@@ -352,6 +375,9 @@ impl Worker {
         let decision = if event.pid == self.inbox.desk.own_pid {
             note.own = true;
             Some(OWN)
+        } else if !self.inbox.is_pending(at) {
+            // It was overdue. Whoever answers it now, answers this.
+            Some(Decision { line: false, ..self.orders.judge.failed(Failure::Deadline) })
         } else {
             match self.kernel.look(event, &self.inbox.desk.features) {
                 Ok(stat) => {
@@ -482,7 +508,8 @@ impl Worker {
             let shown = &self.batch.shown[shown_from..note.shown_to];
             shown_from = note.shown_to;
             let (Some(decision), Some(outcome)) = (decision, outcome) else { continue };
-            if note.ignore {
+            // What was found out about a file long ago may no longer hold.
+            if note.ignore && self.inbox.is_pending(answered) && seconds < lookup::DEADLINE.as_secs_f64() {
                 self.inbox.ignore(answered, self.orders.events);
             }
             let event = &self.inbox.fresh[answered];
@@ -583,6 +610,7 @@ impl Worker {
             while let Ok(()) | Err(ReadError::Read(Errno::MFILE | Errno::NFILE)) = self.read(queue) {}
         }
         self.give_up(|_| true);
+        self.inbox.board.station.set_stopped();
         End::Stopped
     }
 }
@@ -622,8 +650,11 @@ fn conclude(
 /// Has the mount of an event looked up; the answer comes as [`Command::Mount`].
 fn ask_mount(inbox: &Inbox, event: &PermissionEvent, stat: &Stat) -> Result<(), Failure> {
     // One lookup serves every event that waits for the same mount.
-    if inbox.held.iter().any(|held| held.awaited == Awaited::Mount(stat.mount)) {
+    if inbox.may_hold() && inbox.held.iter().any(|held| held.awaited == Awaited::Mount(stat.mount)) {
         return Ok(());
+    }
+    if !inbox.may_hold() {
+        return Err(Failure::LookupBusy);
     }
     let mountinfo_id = look::mountinfo_id(event.file.as_fd()).map_err(|_| Failure::StatFailed)?;
     let reply = inbox.desk.replies.clone();
@@ -632,6 +663,9 @@ fn ask_mount(inbox: &Inbox, event: &PermissionEvent, stat: &Stat) -> Result<(), 
 
 /// Has the process that asks looked at; the answer comes as [`Command::Process`], under the ticket.
 fn ask_process(inbox: &Inbox, orders: &Orders, event: &PermissionEvent, ask: &Ask) -> Result<u64, Failure> {
+    if !inbox.may_hold() {
+        return Err(Failure::LookupBusy);
+    }
     // Unique over all workers: a successor inherits what its predecessor has asked for.
     static TICKETS: AtomicU64 = AtomicU64::new(0);
     let ticket = TICKETS.fetch_add(1, Ordering::Relaxed);
