@@ -23,6 +23,7 @@ mod directory;
 mod faults;
 mod floods;
 mod found;
+mod fuse;
 mod hammer;
 mod ignored;
 mod in_process;
@@ -44,6 +45,7 @@ mod rights;
 mod root;
 mod routes;
 mod serve;
+mod stuck;
 mod update;
 mod volumes;
 mod watchdog;
@@ -96,6 +98,7 @@ fn main() -> ExitCode {
         limits::TESTS,
         rights::TESTS,
         floods::TESTS,
+        stuck::TESTS,
         load::TESTS,
         matrix::readme::TESTS,
         matrix::TESTS,

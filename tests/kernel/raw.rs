@@ -1,4 +1,4 @@
-//! Kernel calls for which there is no safe wrapper: file handles, io_uring, execveat, mmap, swapon.
+//! Kernel calls for which there is no safe wrapper: file handles, io_uring, execveat, mmap, swapon, ptrace.
 //!
 //! Guarantee: each function is safe to call with any argument; what it makes, it unmaps and closes.
 #![allow(unsafe_code, reason = "the only module of the tests that makes such calls; each states why it is sound")]
@@ -271,4 +271,41 @@ pub(crate) fn truncate(path: &OsStr) -> io::Result<()> {
     let path = c_path(path)?;
     // SAFETY: `path` ends with a zero.
     done(unsafe { libc::syscall(libc::SYS_truncate, path.as_ptr(), 0_i64) }).map(drop)
+}
+
+/// A thread of another process that stands still until this is dropped, wherever it was. To be dropped by the thread that
+/// made it.
+pub(crate) struct Stopped {
+    thread: libc::pid_t,
+    _not_send: std::marker::PhantomData<*const ()>,
+}
+
+impl Stopped {
+    pub(crate) fn stop(thread: u32) -> io::Result<Stopped> {
+        let thread = thread.cast_signed();
+        trace(libc::PTRACE_SEIZE, thread)?;
+        let stopped = Stopped { thread, _not_send: std::marker::PhantomData };
+        trace(libc::PTRACE_INTERRUPT, thread)?;
+        let mut status = 0;
+        // SAFETY: `status` is an int; the thread is traced by this one.
+        if unsafe { libc::waitpid(thread, &raw mut status, libc::__WALL) } == thread && libc::WIFSTOPPED(status) {
+            Ok(stopped)
+        } else {
+            Err(io::Error::other(format!("not stopped: status {status:#x}")))
+        }
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        // Gone with its process: nothing to be let go.
+        let _gone = trace(libc::PTRACE_DETACH, self.thread);
+    }
+}
+
+fn trace(request: libc::c_uint, thread: libc::pid_t) -> io::Result<()> {
+    // SAFETY: none of the requests that are made here reads or writes memory of ours.
+    let result =
+        unsafe { libc::ptrace(request, thread, ptr::null_mut::<libc::c_void>(), ptr::null_mut::<libc::c_void>()) };
+    done(result).map(|_zero| ())
 }
