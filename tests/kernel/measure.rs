@@ -21,6 +21,7 @@ pub(crate) const MEASURES: &[Measure] = &[
     ("opens", opens),
     ("a_large_tree", a_large_tree),
     ("guards_500", |case| guards(case, 500)),
+    ("ten_million_events", ten_million_events),
     ("guards_1000", |case| guards(case, 1000)),
 ];
 
@@ -159,4 +160,42 @@ fn slab() -> u64 {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap();
     let line = meminfo.lines().find_map(|line| line.strip_prefix("Slab:")).unwrap_or_default();
     line.trim().trim_end_matches(" kB").parse().unwrap_or_default()
+}
+
+/// Twenty guards, ten million opens, each counted by its opener and by janusd.
+fn ten_million_events(case: &Case) {
+    const GUARDS: usize = 20;
+    const EVENTS: u64 = 10_000_000;
+    let place = case.directory();
+    let mut paths = Vec::new();
+    let mut manifests = Vec::new();
+    for guard in 0..GUARDS {
+        fs::create_dir_all(place.at(&format!("/g{guard}/open"))).unwrap();
+        for path in [format!("/g{guard}/file"), format!("/g{guard}/open/file")] {
+            fs::write(place.at(&path), "x").unwrap();
+            paths.push(place.at(&path));
+        }
+        let subject = format!("{{deny: [/g{guard}], allow: [/g{guard}/open], events: [open], log: None}}");
+        manifests.push(manifest::guard_with(&format!("g{guard}"), &[], &[&subject]));
+    }
+    let janusd = case.guard(&place, &manifest::together(&manifests));
+    let started = Instant::now();
+    let load = place.start_openers(200, &paths);
+    wait_until(Duration::from_secs(280), || load.opened() >= EVENTS);
+    let opened = load.stop();
+    let took = started.elapsed().as_secs_f64();
+    let running = janusd.running().unwrap();
+    for (guard, answers) in opened.paths.chunks(2).enumerate() {
+        let name = format!("g{guard}");
+        running.counts(&[("guard", &name), ("event", "open"), ("response", "deny")], answers[0].denied);
+        running.counts(&[("guard", &name), ("event", "open"), ("response", "allow")], answers[1].allowed);
+        assert_eq!((answers[0].allowed, answers[1].denied), (0, 0), "{name}: {answers:?}");
+    }
+    let total = opened.total();
+    let fallbacks = running.metrics().sum("janus_guard_fallbacks_total", &[]);
+    println!(
+        "{} events over {GUARDS} guards in {took:.0} s: counters equal; {fallbacks} fallbacks, slowest open {:?}",
+        total.allowed + total.denied,
+        opened.slowest
+    );
 }
