@@ -7,9 +7,9 @@ use prost::Message;
 use prost_types::{EnumDescriptorProto, FileDescriptorProto, FileDescriptorSet};
 
 fn file() -> FileDescriptorProto {
-    let mut set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap();
-    assert_eq!(set.file.len(), 1);
-    set.file.remove(0)
+    let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap();
+    // Beside it: google.rpc, and what that imports.
+    set.file.into_iter().find(|file| file.package() == "janus.v1").unwrap()
 }
 
 #[test]
