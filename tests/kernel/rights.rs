@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::net::{TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -71,10 +72,16 @@ fn every_thread_keeps_what_it_needs_only(case: &Case) {
     // A scrape reads procfs and clocks.
     assert!(janusd.running().unwrap().metrics().has("process_start_time_seconds"));
     if let Some(log) = log {
-        let whose = format!(" pid={} ", running.pid());
+        let whose = of_executable(Path::new(env!("CARGO_BIN_EXE_janusd")));
         let refused: Vec<_> = records(&log).into_iter().filter(|line| line.contains(&whose)).collect();
         assert!(refused.is_empty(), "calls that are on no list: {refused:#?}");
     }
+}
+
+/// What records of a program bear. Their pid is that of the outermost pid namespace, which may not be ours; and tests run
+/// one after the other.
+fn of_executable(path: &Path) -> String {
+    format!(" exe=\"{}\" ", path.display())
 }
 
 /// The kernel's log from now on. `None`: it cannot be read here, or an audit daemon takes such records instead.
@@ -110,7 +117,7 @@ fn what_a_confined_process_cannot_do(case: &Case) {
         eprintln!("the kernel's log cannot be read here: not looked at");
         return;
     };
-    let whose = format!(" pid={} ", process.id());
+    let whose = of_executable(&std::env::current_exe().unwrap());
     let mut told = Vec::new();
     // The kernel writes it a moment later.
     wait_until(Duration::from_secs(5), || {
