@@ -69,7 +69,11 @@ const LONGEST_NAME: usize = 80;
 /// Tells, `node` being the home of the node's first process ([`Home::outermost`]). `None`: it belongs to no pod of the
 /// kubelet's, or its cgroup namespace hides which.
 pub fn tell(cgroups: &Cgroups, node: Option<&Home>) -> Option<Told> {
-    let home = Home::outermost(cgroups, node)?;
+    tell_home(&Home::outermost(cgroups, node)?)
+}
+
+/// The same of a home.
+pub fn tell_home(home: &Home) -> Option<Told> {
     let (pod, part) = home.names();
     Some(Told { pod: told_pod(pod)?, part: told_part(part) })
 }
@@ -102,6 +106,50 @@ pub fn told_part(name: &[u8]) -> Part {
         Some(_) => return unknown(),
     };
     Part::Container { id: id.into(), runtime }
+}
+
+/// What lies beside pods' cgroups, in a directory of the kubelet's, by its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Entry {
+    /// A pod's cgroup.
+    Pod(PodUid),
+    /// A container's, which its runtime has put beside the pod's instead of into it: it does not use systemd, and was told
+    /// systemd's names.
+    Scattered(PodUid),
+    /// The pods of a class of quality of service.
+    Class,
+    /// None of these.
+    Other,
+}
+
+/// Tells what it is.
+pub fn told_entry(name: &[u8]) -> Entry {
+    if let Some(pod) = told_pod(name) {
+        return Entry::Pod(pod);
+    }
+    let at = name.windows(7).position(|word| word == b".slice:");
+    if let Some(pod) = at.and_then(|at| told_pod(&name[..at + 6])) {
+        return Entry::Scattered(pod);
+    }
+    let class = name.strip_suffix(b".slice").unwrap_or(name);
+    if class.ends_with(b"burstable") || class.ends_with(b"besteffort") { Entry::Class } else { Entry::Other }
+}
+
+/// The directory in which the kubelet has put a pod's cgroup. `None`: the pod's is at the top.
+pub fn parent(pod: &[u8]) -> Option<&[u8]> {
+    let at = pod.iter().rposition(|byte| *byte == b'/')?;
+    Some(&pod[..at]).filter(|parent| !parent.is_empty())
+}
+
+/// Whether a mount with these options is of a hierarchy as `/proc/PID/cgroup` names it: by its controllers, or by nothing
+/// for the unified one, whose mounts have no options here.
+pub fn mounts_hierarchy(options: &[u8], hierarchy: &[u8]) -> bool {
+    if hierarchy.is_empty() || options.is_empty() {
+        return hierarchy == options;
+    }
+    hierarchy
+        .split(|byte| *byte == b',')
+        .all(|controller| options.split(|byte| *byte == b',').any(|it| it == controller))
 }
 
 #[cfg(test)]
@@ -209,10 +257,94 @@ mod tests {
         assert_eq!(tell(&format!("/kubepods/pod{UID}/{ID}")), container(Runtime::Unsaid));
     }
 
+    #[test]
+    fn what_lies_beside_pods() {
+        let slices = UID.replace('-', "_");
+        let uid = || PodUid::new(UID).unwrap();
+        for (name, entry) in [
+            (format!("pod{UID}"), Entry::Pod(uid())),
+            (format!("kubepods-burstable-pod{slices}.slice"), Entry::Pod(uid())),
+            (format!("kubepods-besteffort-pod{slices}.slice:cri-containerd:{ID}"), Entry::Scattered(uid())),
+            ("burstable".to_owned(), Entry::Class),
+            ("kubepods-besteffort.slice".to_owned(), Entry::Class),
+            ("k8s_n1-kubepods-burstable.slice".to_owned(), Entry::Class),
+            ("kubepods".to_owned(), Entry::Other),
+            ("kubepods.slice".to_owned(), Entry::Other),
+            ("x.slice:y:z".to_owned(), Entry::Other),
+            (format!("cri-containerd-{ID}.scope"), Entry::Other),
+            (ID.to_owned(), Entry::Other),
+            ("cgroup.procs".to_owned(), Entry::Other),
+        ] {
+            assert_eq!(told_entry(name.as_bytes()), entry, "{name}");
+        }
+    }
+
+    #[test]
+    fn hierarchies_by_their_options() {
+        for (options, hierarchy) in [
+            ("", ""),
+            ("rw,cpu,cpuacct", "cpu,cpuacct"),
+            ("rw,cpu,cpuacct", "cpuacct,cpu"),
+            ("rw,xattr,name=systemd", "name=systemd"),
+        ] {
+            assert!(mounts_hierarchy(options.as_bytes(), hierarchy.as_bytes()), "{options} {hierarchy}");
+        }
+        for (options, hierarchy) in
+            [("rw,cpu,cpuacct", ""), ("", "pids"), ("rw,cpuset", "cpu"), ("rw,cpu", "cpu,cpuacct")]
+        {
+            assert!(!mounts_hierarchy(options.as_bytes(), hierarchy.as_bytes()), "{options} {hierarchy}");
+        }
+    }
+
+    /// Where a kubelet puts a pod, whatever its driver: the prefix, the class, the UID.
+    fn a_pods_cgroup() -> impl Strategy<Value = (String, Option<String>, String, String)> {
+        let class = prop::option::of(prop::sample::select(vec!["burstable", "besteffort"]));
+        ("(/[a-z0-9]{1,8}){0,3}", class, "[a-z0-9]{1,8}(-[a-z0-9]{1,8}){0,4}", any::<bool>()).prop_map(
+            |(prefix, class, uid, systemd)| {
+                let (top, class, pod) = if systemd {
+                    let dashed = class.map_or(String::new(), |class| format!("-{class}"));
+                    let pod = format!("kubepods{dashed}-pod{}.slice", uid.replace('-', "_"));
+                    ("kubepods.slice", class.map(|_| format!("kubepods{dashed}.slice")), pod)
+                } else {
+                    ("kubepods", class.map(str::to_owned), format!("pod{uid}"))
+                };
+                (format!("{prefix}/{top}"), class, pod, uid)
+            },
+        )
+    }
+
     proptest! {
         #[test]
         fn any_bytes_end(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let _told = tell(&Cgroups::parse(&bytes), None);
+            let _entry = told_entry(&bytes);
+            let _parent = parent(&bytes);
+            let _mounted = mounts_hierarchy(&bytes, b"cpu");
+        }
+
+        /// What is told of a process in a pod, and what is told of the directories that lead there, is the same.
+        #[test]
+        fn directories_tell_what_processes_tell((top, class, pod, uid) in a_pods_cgroup()) {
+            let above = class.iter().fold(top.clone(), |path, class| format!("{path}/{class}"));
+            let home = Home::outermost(&Cgroups::parse(format!("0::{above}/{pod}/{ID}\n").as_bytes()), None).unwrap();
+            let told = tell_home(&home).unwrap();
+            prop_assert_eq!(told.pod.as_str(), &uid);
+            prop_assert_eq!(told_entry(pod.as_bytes()), Entry::Pod(told.pod));
+            prop_assert_eq!(parent(home.pod().1), Some(above.as_bytes()));
+            if let Some(class) = class {
+                prop_assert_eq!(told_entry(class.as_bytes()), Entry::Class);
+                prop_assert_eq!(parent(above.as_bytes()), Some(top.as_bytes()));
+            }
+            let scattered = told_entry(format!("{pod}:crio:{ID}").as_bytes());
+            prop_assert_eq!(matches!(scattered, Entry::Scattered(_)), pod.ends_with(".slice"));
+        }
+
+        /// No container's name is taken for a pod's, or for what holds pods.
+        #[test]
+        fn no_container_is_an_entry(id in "[a-f0-9]{32,64}", form in prop::sample::select(vec![
+            "{}", "crio-{}", "crio-{}.scope", "cri-containerd-{}.scope", "docker-{}.scope", "crio-conmon-{}.scope",
+        ])) {
+            prop_assert_eq!(told_entry(form.replace("{}", &id).as_bytes()), Entry::Other);
         }
 
         #[test]
