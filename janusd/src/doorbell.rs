@@ -21,6 +21,18 @@ pub(crate) struct Mailbox<T> {
     bell: Arc<OwnedFd>,
 }
 
+/// Rings without a message. Does not keep the channel open.
+#[derive(Debug, Clone)]
+pub(crate) struct Bell(Arc<OwnedFd>);
+
+impl Bell {
+    /// Never blocks, takes no lock, allocates nothing.
+    pub(crate) fn ring(&self) {
+        // Fails only when the count is at its maximum, and then the bell is ringing already.
+        let _ringing = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+}
+
 /// The other end is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the other end of the channel is gone")]
@@ -45,6 +57,11 @@ impl<T> Speaker<T> {
         self.messages.as_ref().ok_or(Gone)?.send(message).map_err(|_| Gone)?;
         self.ring();
         Ok(())
+    }
+
+    /// The bell alone.
+    pub(crate) fn bell(&self) -> Bell {
+        Bell(self.bell.clone())
     }
 
     fn ring(&self) {

@@ -174,6 +174,11 @@ impl Group {
         sys::fanotify_init(flags, event_flags.cast_unsigned())
     }
 
+    /// A share of a group that another process has made, as [`Group::new`] makes them.
+    pub(crate) fn adopt(fd: OwnedFd, audit: bool) -> Group {
+        Group { fd: Arc::new(fd), audit }
+    }
+
     pub(super) fn from_fd(fd: OwnedFd) -> Group {
         Group { fd: Arc::new(fd), audit: false }
     }
@@ -209,7 +214,8 @@ impl Group {
             }
         };
         let mut report = ReadReport::default();
-        for record in Records::new(buffer.take_in(read)) {
+        buffer.filled = read;
+        for record in buffer.shared.parts(read) {
             let record = record?;
             match (record.question(), sys::adopt_event_fd(record.fd)) {
                 (Some(event), Some(file)) => events.push(PermissionEvent { file, pid: record.pid, event }),
@@ -332,7 +338,6 @@ const WORDS: usize = METADATA / size_of::<u64>();
 #[derive(Debug)]
 pub struct ReadBuffer {
     shared: Glimpse,
-    bytes: Box<[u8]>,
     /// How many bytes of it a read has filled.
     filled: usize,
 }
@@ -346,7 +351,7 @@ impl Default for ReadBuffer {
 impl ReadBuffer {
     fn with_room(records: usize) -> Self {
         let words = (0..records * WORDS).map(|_| AtomicU64::new(0)).collect();
-        ReadBuffer { shared: Glimpse(words), bytes: vec![0; records * METADATA].into_boxed_slice(), filled: 0 }
+        ReadBuffer { shared: Glimpse(words), filled: 0 }
     }
 
     /// Room for a single record.
@@ -366,14 +371,6 @@ impl ReadBuffer {
         }
         self.filled = 0;
     }
-
-    fn take_in(&mut self, read: usize) -> &[u8] {
-        self.filled = read;
-        for (bytes, word) in self.bytes.chunks_exact_mut(size_of::<u64>()).zip(&*self.shared.0).take(read.div_ceil(8)) {
-            bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
-        }
-        &self.bytes[..read]
-    }
 }
 
 /// What a read has brought so far, for a thread that is not reading. The kernel writes an event's record before the event
@@ -382,15 +379,20 @@ impl ReadBuffer {
 pub struct Glimpse(Arc<[AtomicU64]>);
 
 impl Glimpse {
-    /// The records of permission events with a descriptor, without an allocation.
+    /// The records so far.
     pub fn records(&self) -> impl Iterator<Item = Record> {
-        self.0.chunks_exact(WORDS).map_while(|words| {
+        self.parts(size_of_val(&*self.0)).map_while(Result::ok)
+    }
+
+    /// What is in the first `length` bytes. Records of ours are all of one size: no group asks for more.
+    fn parts(&self, length: usize) -> impl Iterator<Item = Result<Record, RecordError>> {
+        let lengths = (0..length).step_by(METADATA).map(move |at| METADATA.min(length - at));
+        self.0.chunks_exact(WORDS).zip(lengths).filter_map(|(words, length)| {
             let mut bytes = [0; METADATA];
             for (bytes, word) in bytes.chunks_exact_mut(size_of::<u64>()).zip(words) {
                 bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
             }
-            // Records of ours are all of this size: no group asks for more.
-            Records::new(&bytes).next()?.ok()
+            Records::new(&bytes[..length]).next()
         })
     }
 }

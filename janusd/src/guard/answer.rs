@@ -1,6 +1,9 @@
 //! How a guard tells whoever gave it something to do how that went.
 
+use std::sync::Arc;
+
 use crossbeam_channel::bounded;
+use parking_lot::Mutex;
 
 use super::SurveyError;
 
@@ -19,6 +22,24 @@ impl Answer {
     /// Nobody wants to know.
     pub fn unasked() -> Answer {
         Answer(None)
+    }
+
+    /// Two answers for this one: it is told once both went well, or as soon as one has not.
+    pub fn halves(self) -> (Answer, Answer) {
+        let awaited = Arc::new(Mutex::new((2_u8, Some(self))));
+        let half = || {
+            let awaited = awaited.clone();
+            Answer::new(move |result| {
+                let mut awaited = awaited.lock();
+                awaited.0 -= 1;
+                let whole = if awaited.0 == 0 || result.is_err() { awaited.1.take() } else { None };
+                drop(awaited);
+                if let Some(whole) = whole {
+                    whole.tell(result);
+                }
+            })
+        };
+        (half(), half())
     }
 
     pub(super) fn tell(mut self, result: Result<(), SurveyError>) {
@@ -62,5 +83,20 @@ mod tests {
         assert!(matches!(wait(|answer| answer.tell(Err(SurveyError::RootMount))), Err(SurveyError::RootMount)));
         assert!(wait(|answer| answer.tell(Ok(()))).is_ok());
         drop(Answer::unasked());
+    }
+
+    #[test]
+    fn of_two_halves_both_have_to_go_well() {
+        let told = |first: Result<(), SurveyError>, second: Result<(), SurveyError>| {
+            wait(|answer| {
+                let (one, other) = answer.halves();
+                one.tell(first);
+                other.tell(second);
+            })
+        };
+        assert!(told(Ok(()), Ok(())).is_ok());
+        assert!(matches!(told(Err(SurveyError::RootMount), Ok(())), Err(SurveyError::RootMount)));
+        assert!(matches!(told(Ok(()), Err(SurveyError::RootMount)), Err(SurveyError::RootMount)));
+        assert!(matches!(wait(|answer| answer.halves().0.tell(Ok(()))), Err(SurveyError::Stopped)));
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use super::groups::Queue;
@@ -44,7 +44,9 @@ pub(super) struct Station {
     /// What [`Station::fallback`] tells.
     fallback: AtomicU8,
     condition: AtomicU8,
+    unwatched: AtomicBool,
     abandoned: AtomicBool,
+    parked: AtomicBool,
     stopped: AtomicBool,
 }
 
@@ -78,6 +80,32 @@ impl Station {
     /// From now on its guard has another worker; this one ends should it ever come back.
     pub(super) fn abandon(&self) {
         self.abandoned.store(true, Ordering::Release);
+    }
+
+    /// Worker, when it begins to do something, and before it reads: whether the watchdog has to be woken for that.
+    pub(super) fn wakes_the_watchdog(&self) -> bool {
+        // With SeqCst one of the two sees the other: the worker this, or the watchdog the worker's phase.
+        self.unwatched.swap(false, Ordering::SeqCst)
+    }
+
+    /// Watchdog: wants to be woken. What the worker is at has to be looked at once more afterwards.
+    pub(super) fn leave_alone(&self) {
+        self.unwatched.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Watchdog: whether it was not woken since.
+    pub(super) fn is_left_alone(&self) -> bool {
+        self.unwatched.load(Ordering::SeqCst)
+    }
+
+    /// From now on nobody here reads the groups, until it is told otherwise: another process does, or is about to.
+    pub(super) fn set_parked(&self, parked: bool) {
+        self.parked.store(parked, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_parked(&self) -> bool {
+        self.parked.load(Ordering::SeqCst)
     }
 
     /// The worker was told to stop, and has.
@@ -132,6 +160,8 @@ pub(super) struct Board {
     pub(super) station: Arc<Station>,
     pub(super) buffer: ReadBuffer,
     free: Vec<u16>,
+    /// Slots from here on were never used.
+    unused: u16,
     /// Done with, but somebody is writing to their numbers: not closed yet.
     limbo: Vec<Posted>,
 }
@@ -145,24 +175,29 @@ impl Board {
             glimpse: buffer.glimpse(),
             fallback: AtomicU8::new(0),
             condition: AtomicU8::new(Condition::Well as u8),
+            unwatched: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
+            parked: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
         });
-        Board { station, buffer, free: (0..SLOTS as u16).rev().collect(), limbo: Vec::with_capacity(BATCH) }
+        Board { station, buffer, free: Vec::new(), unused: 0, limbo: Vec::new() }
     }
 
     /// Lets others answer an event.
-    pub(super) fn publish(&mut self, event: PermissionEvent, queue: Queue, own_pid: i32, since: Millis) -> Posted {
-        // Without a slot it is nobody's but ours. Cannot happen: MOST_HELD leaves room for a read.
-        let slot = self.free.pop().unwrap_or(u16::MAX);
-        let post = Post {
-            number: event.file.as_raw_fd(),
-            near: queue == Queue::Near,
-            kind: event.event as u8,
-            own: event.pid == own_pid,
-        };
+    pub(super) fn publish(&mut self, event: PermissionEvent, queue: Queue, own: bool, since: Millis) -> Posted {
+        let slot = self.free.pop().unwrap_or_else(|| self.another());
+        let post = Post { number: event.file.as_raw_fd(), near: queue == Queue::Near, kind: event.event as u8, own };
         self.station.slots.publish(slot.into(), post, since);
         Posted { event, slot }
+    }
+
+    fn another(&mut self) -> u16 {
+        if usize::from(self.unused) == SLOTS {
+            // Without a slot it is nobody's but ours. Cannot happen: MOST_HELD leaves room for a read.
+            return u16::MAX;
+        }
+        self.unused += 1;
+        self.unused - 1
     }
 
     /// Whether nobody else has answered it.

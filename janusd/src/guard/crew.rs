@@ -38,29 +38,40 @@ pub(super) struct Hand {
 impl Crew {
     /// Starts a worker on new groups, with no marks. `audit`: answers may go to the kernel's audit log.
     pub(super) fn hire(&self, audit: bool, orders: Arc<Orders>, place: Place) -> Result<Hand, StartError> {
+        self.hire_for(Groups::new(&self.shared.features, audit)?, false, orders, place)
+    }
+
+    /// Starts a worker on groups that another process still reads: it waits to be told that this one may.
+    pub(super) fn hire_heir(&self, groups: Groups, orders: Arc<Orders>, place: Place) -> Result<Hand, StartError> {
+        self.hire_for(groups, true, orders, place)
+    }
+
+    fn hire_for(&self, groups: Groups, parked: bool, orders: Arc<Orders>, place: Place) -> Result<Hand, StartError> {
         let resource = |what| move |source| StartError::Resource { what, source };
-        let groups = Groups::new(&self.shared.features, audit)?;
         let clone = || groups.try_clone().map_err(resource("a share of the groups"));
         let (worker, mailbox) = doorbell::channel().map_err(resource("an eventfd"))?;
-        let own_pid = rustix::process::getpid().as_raw_pid();
         let desk = Arc::new(Desk {
             metrics: self.metrics.clone(),
             lines: self.shared.lines.clone(),
+            pool: self.shared.known.clone(),
+            watched: self.shared.watched.clone(),
             lookups: self.shared.lookups.clone(),
             replies: worker.clone(),
             features: self.shared.features,
             fingerprints: self.fingerprints.clone(),
-            own_pid,
+            kin: self.shared.kin.clone(),
+            watchdog: self.shared.watchdog.bell(),
             agents: self.shared.agents.clone(),
         });
         let inbox = Inbox::new(clone()?, desk, orders.judge.clone());
         let station = inbox.board.station.clone();
+        station.set_parked(parked);
         let hand = Worker::new(inbox, mailbox, orders).map_err(|(source, _)| resource("/proc/self/fd")(source))?;
         let client = Client {
             station: station.clone(),
             groups: clone()?,
             metrics: self.metrics.clone(),
-            own_pid,
+            kin: self.shared.kin.clone(),
             dismissed: false.into(),
         };
         let watch = self.shared.watchdog.watch(client, self.keeper.clone());

@@ -11,7 +11,7 @@
 //!
 //! Since a flush of ignore marks takes all inode marks of its group along, wide never holds any that guard.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use crate::fanotify::{Features, Group, GroupError, MarkTarget};
 use crate::policy::Events;
@@ -25,6 +25,17 @@ pub(super) enum Queue {
     Near,
 }
 
+/// The groups of a guard, as they come from another process.
+#[derive(Debug)]
+pub struct Legacy {
+    /// File systems and mounts.
+    pub wide: OwnedFd,
+    /// Guarded directories and files.
+    pub near: OwnedFd,
+    /// Responses may carry `FAN_AUDIT`.
+    pub audit: bool,
+}
+
 /// Both.
 #[derive(Debug)]
 pub(super) struct Groups {
@@ -36,6 +47,11 @@ impl Groups {
     /// Makes both.
     pub(super) fn new(features: &Features, audit: bool) -> Result<Groups, GroupError> {
         Ok(Groups { wide: Group::new(features, audit)?, near: Group::new(features, audit)? })
+    }
+
+    /// Those that another process has made.
+    pub(super) fn adopt(Legacy { wide, near, audit }: Legacy) -> Groups {
+        Groups { wide: Group::adopt(wide, audit), near: Group::adopt(near, audit) }
     }
 
     /// More descriptors of the same groups.

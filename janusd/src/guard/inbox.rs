@@ -7,6 +7,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::FileType;
@@ -16,6 +17,7 @@ use super::groups::{Groups, Queue};
 use super::judge::Judge;
 use super::known::{KnownFiles, Learned, Lesson};
 use super::site::SiteId;
+use super::transfer::Outstanding;
 use super::view::Tree;
 use super::worker::{Desk, Gone, Orders};
 use crate::fanotify::answer::{Answer, Outcome, answer_all};
@@ -34,6 +36,8 @@ pub(super) enum Awaited {
     Mount(u64),
     /// Who asks; the ticket of the request.
     Process(u64),
+    /// The first rules: the groups came with events in them.
+    Rules,
 }
 
 /// An event that waits for a lookup.
@@ -73,11 +77,14 @@ pub(super) struct Inbox {
     pub(super) board: Board,
     /// Read, and not yet on the board.
     arrived: Vec<PermissionEvent>,
+    /// What was learned since it was last told to another process, if it was.
+    journal: Option<Vec<Learned>>,
     closing: Vec<OwnedFd>,
 }
 
 impl Inbox {
     pub(super) fn new(groups: Groups, desk: Arc<Desk>, judge: Arc<dyn Judge>) -> Inbox {
+        let known = KnownFiles::of(desk.pool.clone());
         Inbox {
             groups,
             fresh: Vec::new(),
@@ -87,10 +94,11 @@ impl Inbox {
             judging: None,
             desk,
             judge,
-            known: KnownFiles::default(),
+            known,
             ignoring: false,
             board: Board::new(),
             arrived: Vec::new(),
+            journal: None,
             closing: Vec::new(),
         }
     }
@@ -106,6 +114,7 @@ impl Inbox {
         self.held.append(&mut other.held);
         self.known = std::mem::take(&mut other.known);
         self.ignoring = other.ignoring;
+        self.journal = other.journal.take();
         // If it died of reading, that read ends here.
         self.publish();
     }
@@ -115,7 +124,13 @@ impl Inbox {
         self.queue = queue;
         self.board.buffer.clear();
         self.board.station.phase.begin_read(queue == Queue::Near, nanos(Instant::now()));
-        let result = self.groups.of(queue).read(&mut self.board.buffer, &mut self.arrived);
+        // With SeqCst one of the two sees the other: the reader that it is parked, or whoever parks it that it reads.
+        fence(Ordering::SeqCst);
+        let result = if self.board.station.is_parked() {
+            Err(ReadError::Empty)
+        } else {
+            self.groups.of(queue).read(&mut self.board.buffer, &mut self.arrived)
+        };
         self.read_at = Instant::now();
         self.publish();
         result
@@ -125,7 +140,8 @@ impl Inbox {
     fn publish(&mut self) {
         let since = millis(self.read_at);
         for event in self.arrived.drain(..) {
-            self.fresh.push(self.board.publish(event, self.queue, self.desk.own_pid, since));
+            let own = self.desk.kin.has(event.pid);
+            self.fresh.push(self.board.publish(event, self.queue, own, since));
         }
         self.board.station.phase.end_read(nanos(Instant::now()));
     }
@@ -138,6 +154,11 @@ impl Inbox {
     /// Whether everything fresh may be held.
     pub(super) fn may_hold(&self) -> bool {
         self.held.len() + self.fresh.len() <= MOST_HELD
+    }
+
+    /// Whether there is no more than one event: then a lookup that no answer rests on makes none late.
+    pub(super) fn is_calm(&self) -> bool {
+        self.held.len() + self.fresh.len() <= 1
     }
 
     /// Writes the answers to `fresh[i]`, for each `Some` of `decisions`, in one go, and says by `outcomes` what
@@ -195,11 +216,33 @@ impl Inbox {
     pub(super) fn learn(&mut self, file: &Learned) -> Lesson {
         let lesson = self.known.learn(file.inode, file.fingerprint, file.site, &file.name);
         match lesson {
-            Lesson::New => self.desk.metrics.identities(self.known.len(), self.known.bytes()),
+            Lesson::New => {
+                self.desk.metrics.identities(self.known.len(), self.known.bytes());
+                if let Some(journal) = &mut self.journal {
+                    journal.push(file.clone());
+                }
+            }
             Lesson::Known => {}
             Lesson::Full => self.desk.metrics.identity_dropped(),
         }
         lesson
+    }
+
+    /// What is known, at most so much of it, for another process. What is learned from now on is told by
+    /// [`Inbox::take_journal`].
+    pub(super) fn tell(&mut self, most: usize) -> Vec<Learned> {
+        self.journal = Some(Vec::new());
+        self.known.iter().take(most).collect()
+    }
+
+    /// What was learned since [`Inbox::tell`].
+    pub(super) fn take_journal(&mut self) -> Vec<Learned> {
+        self.journal.take().unwrap_or_default()
+    }
+
+    /// Whether nothing that was read is left to be answered or closed.
+    pub(super) fn is_settled(&self) -> bool {
+        self.fresh.is_empty() && self.held.is_empty() && self.arrived.is_empty() && !self.board.lingers()
     }
 
     /// Learns a file that is denied by name for the first time. If the kernel answers for it under another name, it stops.
@@ -264,6 +307,21 @@ impl Inbox {
             self.board.withdraw(event, &mut self.closing);
         }
         self.tidy();
+    }
+
+    /// Answers by failure policy what another process has read from these groups: the numbers are that one's.
+    pub(super) fn settle_for_another(&self, outstanding: &[Outstanding]) {
+        for event in outstanding {
+            let decision = if event.own { Decision::ALLOW } else { self.judge.failed(Failure::Deadline) };
+            let group = if event.near { &self.groups.near } else { &self.groups.wide };
+            let answer = Answer::new(event.number, decision.response, false);
+            answer_all(&mut &*group, &[answer], |_, outcome| match outcome {
+                Outcome::Answered if !event.own => self.desk.metrics.answered(event.event, &decision, 0.0),
+                // Gone: that one was faster, or the opener was killed.
+                Outcome::Answered | Outcome::Gone => {}
+                Outcome::Refused(_) => self.desk.metrics.failed(Failure::AnswerRefused, 1),
+            });
+        }
     }
 
     /// Answers one event by failure policy. Its file is to be closed by the caller, afterwards.

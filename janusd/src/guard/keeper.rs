@@ -23,13 +23,14 @@ use super::judge::{Judge, Ruling, Stance};
 use super::marks::Ledger;
 use super::opener::Wanted;
 use super::problem::{Problem, ProblemReason};
-use super::site::{Offer, Site, SiteId, SiteReport};
+use super::site::{Numbers, Offer, Site, SiteReport};
 use super::standing::{OnNode, Standing};
 use super::supervisor::Place;
 use super::survey::{Stopping, SurveyError, Surveyed, Surveyor};
+use super::transfer::Front;
 use super::watch::{Change, Watches};
 use super::worker::{Command, Gone, Orders};
-use crate::doorbell::{Mailbox, Speaker};
+use crate::doorbell::Mailbox;
 use crate::events::{GuardText, Whose};
 use crate::fanotify::Features;
 use crate::metrics::{GuardMetrics, GuardState, MarkCounts};
@@ -60,6 +61,15 @@ pub(super) enum Errand {
     Containers(Offer, Answer),
     /// The worker's condition has changed, as the watchdog sees it.
     Worker,
+    /// Change nothing until told to go on: another process is to do this one's work. Answers when that holds, with the
+    /// numbers of the roots.
+    Freeze(Sender<Numbers>),
+    /// Go on.
+    Thaw,
+    /// Tell the numbers of the roots, and go on.
+    Tell(Sender<Numbers>),
+    /// Another process goes on reading the groups that this guard was given: have groups and marks of our own.
+    Anew,
     /// End. Marks stay for the worker to remove.
     Stop,
 }
@@ -82,7 +92,7 @@ pub(super) struct Keeper {
     /// The worker.
     pub(super) hand: Hand,
     /// Where others find the way to it.
-    pub(super) door: Arc<Mutex<Speaker<Command>>>,
+    pub(super) door: Arc<Mutex<Front>>,
     /// What it was last told to judge by.
     pub(super) orders: Arc<Orders>,
     /// Lost ones whose marks are still laid.
@@ -103,16 +113,23 @@ pub(super) struct Keeper {
     pub(super) agents: bool,
     /// The roots that are guarded.
     pub(super) standings: Vec<Standing>,
-    /// The containers that the pod has; `None`: the guard is for one root.
-    pub(super) offered: Option<Offer>,
+    /// The containers that the pod has; `None`: the guard is for one root. Shared with nobody but whoever goes through it:
+    /// what panics over it must not lose it.
+    pub(super) offered: Option<Arc<Offer>>,
     /// Where watches come from.
     pub(super) watches: Watches,
-    /// Numbers of containers by name: one that starts again keeps its own.
-    pub(super) numbers: HashMap<Arc<str>, SiteId>,
-    /// The next number.
-    pub(super) next: u32,
+    /// Numbers of containers: one that starts again keeps its own.
+    pub(super) numbers: Numbers,
     /// Containers that could not be entered.
     pub(super) outside: BTreeSet<Problem>,
+    /// Something has changed that only a survey can see to.
+    pub(super) stale: bool,
+    /// The rules in force, while others are being put in their place.
+    pub(super) before: Option<Arc<GuardSpec>>,
+    /// Nothing is changed: another process is to do this one's work.
+    pub(super) frozen: bool,
+    /// It has panicked, and nothing has been put in force since.
+    pub(super) panicked: bool,
 }
 
 /// What has happened to a root.
@@ -129,8 +146,10 @@ impl Keeper {
         while let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| self.run())) {
             let message = super::supervisor::panic_text(&*panic);
             tracing::error!(guard = %self.spec.name(), message, "a keeper panicked; it starts again");
-            self.metrics.problem(ProblemReason::KeeperPanicked.word());
-            std::thread::park_timeout(LATEST);
+            // What it had taken from others, to put back, is put back by `resume`. Marks that it was about are laid again by
+            // the next survey; those that it may have lost sight of are judged by no rule.
+            self.panicked = true;
+            std::thread::park_timeout(AGAIN);
         }
         self.bury_replaced();
         let mut told = Instant::now();
@@ -148,50 +167,92 @@ impl Keeper {
             }
         }
         // It does not hear that. What waits is answered by failure policy, and nothing more comes.
-        self.flush(&self.hand);
+        if !self.hand.station.is_parked() {
+            self.flush(&self.hand);
+        }
         self.crew.shared.supervisor.give_up(self.hand.ward);
         self.hand.station.abandon();
     }
 
+    /// After a panic: says so, and goes back to the rules that were in force.
+    fn resume(&mut self) -> Instant {
+        if let Some(before) = self.before.take() {
+            self.spec = before;
+        }
+        self.stale = true;
+        self.publish(false);
+        Instant::now() + LATEST
+    }
+
     fn run(&mut self) {
-        // Something has changed that only a survey can see to.
-        let mut stale = false;
-        let mut not_before = Instant::now();
+        let mut not_before = if self.panicked { self.resume() } else { Instant::now() };
         loop {
-            let woken = self.wait(stale.then_some(not_before));
+            let woken = if self.frozen { self.wait_frozen() } else { self.wait(self.stale.then_some(not_before)) };
             self.errands.quiet();
             loop {
                 match self.errands.take() {
                     Ok(Some(Errand::Update(spec, answer))) => {
-                        let before = std::mem::replace(&mut self.spec, spec);
+                        self.before = Some(std::mem::replace(&mut self.spec, spec));
                         self.select();
                         let result = self.arm(true);
-                        stale = result.is_err() || self.lacks_something();
-                        if result.is_err() {
+                        self.stale = result.is_err() || self.lacks_something();
+                        if let Some(before) = self.before.take().filter(|_| result.is_err()) {
                             self.spec = before;
                         }
                         answer.tell(result);
                     }
                     Ok(Some(Errand::Containers(offer, answer))) => {
-                        self.offered = Some(offer);
+                        self.offered = Some(Arc::new(offer));
+                        if self.frozen {
+                            self.stale = true;
+                            answer.tell(Ok(()));
+                            continue;
+                        }
                         let result = if self.select() { self.arm(false) } else { self.post() };
-                        stale = stale || result.is_err() || self.lacks_something();
+                        self.stale |= result.is_err() || self.lacks_something();
                         answer.tell(result);
                     }
-                    Ok(Some(Errand::Worker)) => stale |= self.see_to_worker().is_err(),
+                    Ok(Some(Errand::Worker)) if self.frozen => {}
+                    Ok(Some(Errand::Worker)) => self.stale |= self.see_to_worker().is_err(),
+                    Ok(Some(Errand::Freeze(reply))) => {
+                        // The kernel answers for no more files: other rules may be in force by the time it is asked again.
+                        // A worker that does not obey does not share its groups either.
+                        let _stuck = self.obey(|acknowledge| Command::Ignoring(false, acknowledge));
+                        self.frozen = true;
+                        let _gone = reply.send(self.numbers.clone());
+                    }
+                    Ok(Some(Errand::Tell(reply))) => {
+                        let _gone = reply.send(self.numbers.clone());
+                    }
+                    Ok(Some(Errand::Thaw)) => (self.frozen, self.stale) = (false, true),
+                    Ok(Some(Errand::Anew)) => {
+                        self.frozen = false;
+                        self.stale |= self.rebuild().is_err();
+                    }
                     Ok(None) => break,
                     Ok(Some(Errand::Stop)) | Err(_) => return,
                 }
             }
-            stale |= self.see_to(woken);
-            if stale && not_before <= Instant::now() {
+            if self.frozen {
+                continue;
+            }
+            self.stale |= self.see_to(woken);
+            if self.stale && not_before <= Instant::now() {
                 let started = Instant::now();
                 self.select();
-                stale = self.survey_again();
-                let rest = if stale { AGAIN } else { (started.elapsed() * (SHARE - 1)).min(LATEST) };
+                self.stale = self.survey_again();
+                let rest = if self.stale { AGAIN } else { (started.elapsed() * (SHARE - 1)).min(LATEST) };
                 not_before = Instant::now() + rest;
             }
         }
+    }
+
+    /// Waits for an errand.
+    fn wait_frozen(&self) -> HashMap<Arc<str>, Woken> {
+        let mut fds = [PollFd::from_borrowed_fd(self.errands.as_fd(), PollFlags::IN)];
+        // A failure (EINTR) is as good as nothing there.
+        let _asked_again = poll(&mut fds, None);
+        HashMap::new()
     }
 
     /// Waits for something to happen, and says what has happened to which root.
@@ -258,7 +319,7 @@ impl Keeper {
                 stale |= self.extend(at, &appeared).is_err();
             }
         }
-        if let Some(offered) = self.offered.as_mut().filter(|_| !gone.is_empty()) {
+        if let Some(offered) = self.offered.as_mut().and_then(Arc::get_mut).filter(|_| !gone.is_empty()) {
             offered.sites.retain(|site| !gone.contains(&site.id));
             self.select();
             stale |= self.post().is_err();
@@ -268,7 +329,7 @@ impl Keeper {
 
     /// Stands in the roots of the containers that the guard selects, and in no others. True when there is a new one.
     fn select(&mut self) -> bool {
-        let Some(offered) = self.offered.take() else { return false };
+        let Some(offered) = self.offered.clone() else { return false };
         let spec = self.spec.clone();
         let names = spec.containers();
         let selected = |site: &Site| {
@@ -297,14 +358,14 @@ impl Keeper {
                     standing.name.clone_from(&site.name);
                     if let Some(name) = &site.name {
                         // It may have been here before, under its name: then it is that one again.
-                        let number = *self.numbers.entry(name.clone()).or_insert(standing.site);
+                        let number = *self.numbers.named.entry(name.clone()).or_insert(standing.site);
                         new |= number != standing.site;
                         standing.site = number;
                     }
                 }
                 continue;
             }
-            let number = self.number(site.name.as_ref());
+            let number = self.numbers.of(site);
             let entered = site.root.try_clone().and_then(|root| {
                 let anchor = Anchor::of_container(root.try_clone()?, site.init)?;
                 let watcher = self.watches.watcher()?;
@@ -326,24 +387,14 @@ impl Keeper {
                 }
             }
         }
-        self.offered = Some(offered);
+        // Whoever asks meanwhile is told of what is not guarded yet.
+        self.report.lock().sites = self.standings.iter().map(Standing::report).collect();
         new
-    }
-
-    fn number(&mut self, name: Option<&Arc<str>>) -> SiteId {
-        let next = self.next;
-        let mut fresh = || {
-            self.next = next.wrapping_add(1);
-            SiteId(next)
-        };
-        match name {
-            Some(name) => *self.numbers.entry(name.clone()).or_insert_with(fresh),
-            None => fresh(),
-        }
     }
 
     /// Takes away the marks of a root that has gone. Whatever is left of them is judged by no rule.
     fn retire(&mut self, standing: Standing) {
+        self.numbers.nameless.remove(&standing.id);
         let forgotten = match (&standing.name, standing.own_device) {
             (None, _) => Some(Gone::All),
             (Some(_), Some((major, minor))) => Some(Gone::Root { major, minor }),
@@ -411,6 +462,7 @@ impl Keeper {
         }
         self.obey(|acknowledge| Command::Ignoring(true, acknowledge))?;
         self.bury_replaced();
+        self.panicked = false;
         self.publish(watches_lacking);
         Ok(())
     }
@@ -448,7 +500,7 @@ impl Keeper {
         };
         let lost = std::mem::replace(&mut self.hand, hand);
         lost.station.abandon();
-        *self.door.lock() = self.hand.worker.clone();
+        *self.door.lock() = Front { worker: self.hand.worker.clone(), station: self.hand.station.clone() };
         self.metrics.worker_abandoned();
         self.missing.push(Arc::downgrade(&lost.station));
         self.replaced.push(lost);
@@ -477,12 +529,7 @@ impl Keeper {
         let spec = &self.spec;
         let text = Arc::new(GuardText::new(spec, self.whose.clone(), self.metrics.log_dropped()));
         let wanted = if self.wants_everything { Wanted::EVERYTHING } else { text.wanted() };
-        let stance = Stance {
-            denies_something: spec.rules().any(|(rule, _)| rule.list == List::Deny),
-            failure_policy: spec.failure_policy(),
-            enforcement: spec.enforcement(),
-            agents: self.agents,
-        };
+        let stance = stance(spec, self.agents);
         let surveyed = || self.standings.iter().filter(|standing| standing.rules.is_some());
         let rules = surveyed().filter_map(|standing| standing.rules.clone()).collect();
         let mut judge: Arc<dyn Judge> = Arc::new(Ruling::new(rules, stance));
@@ -493,6 +540,7 @@ impl Keeper {
             judge,
             text,
             wanted,
+            armed: true,
             events: spec.kernel_events(),
             by_handle: surveyed().any(|standing| standing.overlay),
             near_only: surveyed().all(|standing| standing.near_only),
@@ -601,6 +649,12 @@ impl Keeper {
                 "fs.inotify.max_user_watches is reached: changes are noticed late or never",
             );
         }
+        if self.panicked {
+            note(
+                ProblemReason::KeeperPanicked,
+                "the thread that surveys panicked: what was in force stays, and it starts again",
+            );
+        }
         if self.hand.station.condition() != Condition::Well {
             note(
                 ProblemReason::WorkerStuck,
@@ -655,6 +709,16 @@ impl Keeper {
             stopping: &self.stopping,
             site: standing.site,
         }
+    }
+}
+
+/// What is answered to what cannot be judged, and to whom nothing is denied.
+pub(super) fn stance(spec: &GuardSpec, agents: bool) -> Stance {
+    Stance {
+        denies_something: spec.rules().any(|(rule, _)| rule.list == List::Deny),
+        failure_policy: spec.failure_policy(),
+        enforcement: spec.enforcement(),
+        agents,
     }
 }
 

@@ -41,6 +41,8 @@ pub struct MountRequest {
     pub mountinfo_id: u64,
     /// The opener.
     pub pid: i32,
+    /// When its event was read: who waits no longer than [`DEADLINE`] need not be looked up after it.
+    pub since: Instant,
     /// Who wants to know.
     pub(super) reply: Speaker<Command>,
 }
@@ -169,21 +171,27 @@ fn look(request: &ProcessRequest, inquiry: &Inquiry<'_>) -> Result<Found, Failur
 
 fn serve_mounts(requests: &Receiver<MountRequest>) {
     for request in requests {
-        let found = std::panic::catch_unwind(|| find(request.mountinfo_id, request.pid)).ok().flatten();
-        let tree = found.map(Arc::new).ok_or(Failure::UnknownMount);
+        // Also what nobody waits for any more is told: others may have come to wait for the same mount.
+        let until = request.since + DEADLINE;
+        let found = std::panic::catch_unwind(|| find(request.mountinfo_id, request.pid, until));
+        let tree = found.unwrap_or(Err(Failure::UnknownMount)).map(Arc::new);
         // A worker that is gone wants no answer.
         let _gone = request.reply.send(Command::Mount { mount: request.mount, tree });
     }
 }
 
 /// Looks where it most likely is: in the namespaces of the opener's threads, ours, the node's; then in every other. A
-/// thread can have a namespace of its own, and an event names only the process.
-fn find(mountinfo_id: u64, pid: i32) -> Option<Tree> {
+/// thread can have a namespace of its own, and an event names only the process. No longer than `until`: a container may have
+/// as many namespaces as it likes, with as many mounts as the kernel lets it, and others wait.
+fn find(mountinfo_id: u64, pid: i32, until: Instant) -> Result<Tree, Failure> {
     let likely = [pid.to_string(), "self".to_owned(), "1".to_owned()];
     let mut searched = HashSet::new();
     for task in likely.into_iter().chain(processes()).flat_map(tasks) {
+        if Instant::now() >= until {
+            return Err(Failure::LookupTimeout);
+        }
         if searched.len() >= NAMESPACES {
-            return None;
+            break;
         }
         let Ok(namespace) = std::fs::read_link(task.join("ns/mnt")) else { continue };
         // A chroot shows a part of its namespace's mounts only, so the same namespace through another root is another
@@ -198,11 +206,11 @@ fn find(mountinfo_id: u64, pid: i32) -> Option<Tree> {
                 break;
             };
             if let Some(at) = standing_at(&task, &mount) {
-                return Some(Tree { device: mount.device(), root: mount.root, at });
+                return Ok(Tree { device: mount.device(), root: mount.root, at });
             }
         }
     }
-    None
+    Err(Failure::UnknownMount)
 }
 
 /// Where a mount is, seen from the root of its mount tree. mountinfo tells it relative to the root that the process had
@@ -248,8 +256,31 @@ mod tests {
     fn finds_our_own_proc() {
         let mounts = mountinfo::parse(&std::fs::read("/proc/self/mountinfo").unwrap());
         let proc = mounts.iter().rfind(|m| m.mountpoint == b"/proc").unwrap();
-        let tree = find(proc.id, i32::try_from(std::process::id()).unwrap()).unwrap();
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let soon = Instant::now() + Duration::from_secs(60);
+        let tree = find(proc.id, pid, soon).unwrap();
         assert_eq!((tree.device, tree.at.as_slice()), (proc.device(), &b"/proc"[..]));
-        assert_eq!(find(u64::MAX, 1), None);
+        assert_eq!(find(u64::MAX, 1, soon), Err(Failure::UnknownMount));
+    }
+
+    /// Else whoever can make searches long has everybody's late, long after they are of use to anybody.
+    #[test]
+    fn what_nobody_waits_for_is_not_searched_for() {
+        let mounts = mountinfo::parse(&std::fs::read("/proc/self/mountinfo").unwrap());
+        let there = mounts.iter().rfind(|m| m.mountpoint == b"/proc").unwrap().id;
+        let (lookups, threads) = Lookups::start().unwrap();
+        let (reply, mailbox) = crate::doorbell::channel().unwrap();
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let now = Instant::now();
+        for (mount, since) in [(1, now.checked_sub(DEADLINE).unwrap()), (2, now + Duration::from_secs(60))] {
+            lookups.ask_mount(MountRequest { mount, mountinfo_id: there, pid, since, reply: reply.clone() }).unwrap();
+        }
+        drop(lookups);
+        threads.join();
+        let mut told = Vec::new();
+        while let Ok(Some(Command::Mount { mount, tree })) = mailbox.take() {
+            told.push((mount, tree.err()));
+        }
+        assert_eq!(told, [(1, Some(Failure::LookupTimeout)), (2, None)]);
     }
 }

@@ -20,6 +20,7 @@ mod groups;
 mod inbox;
 pub mod judge;
 mod keeper;
+pub mod kin;
 pub mod known;
 pub mod lookup;
 mod marks;
@@ -33,13 +34,13 @@ mod slots;
 mod standing;
 pub mod supervisor;
 mod survey;
+pub mod transfer;
 pub mod view;
 mod walk;
 pub mod watch;
 pub mod watchdog;
 mod worker;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -51,23 +52,26 @@ use parking_lot::Mutex;
 pub use answer::Answer;
 pub use keeper::Report;
 pub use problem::{Problem, ProblemReason};
-pub use site::{Offer, Roots, Site, SiteId, SiteReport};
+pub use site::{Numbers, Offer, Roots, Site, SiteId, SiteReport};
 use survey::Stopping;
 pub use survey::SurveyError;
 
 use self::crew::Crew;
-use self::judge::{Unarmed, Wrap};
+use self::judge::{Judge, Ruling, Unarmed, Wrap};
 use self::keeper::{Errand, Keeper};
-use self::known::Fingerprints;
+use self::kin::Kin;
+use self::known::{Fingerprints, Pool};
 use self::lookup::Lookups;
 use self::opener::Wanted;
 use self::standing::Standing;
 use self::supervisor::{Place, Supervisor};
+use self::transfer::{Estate, Front, Transfer};
 use self::watch::Watches;
 use self::watchdog::Watchdog;
 use self::worker::{Command, Orders};
 use crate::doorbell;
 use crate::doorbell::Speaker;
+use crate::events::relay::Watched;
 use crate::events::{GuardText, Line, Whose};
 use crate::fanotify::{Features, GroupError};
 use crate::metrics::{GuardMetrics, GuardState, MarkCounts};
@@ -99,8 +103,14 @@ pub struct Shared {
     pub lines: Sender<Line>,
     /// Event lines show everything (JSON), whatever their format asks.
     pub wants_everything: bool,
+    /// What is known of files, by how much.
+    pub known: Pool,
+    /// Who watches lines: they show everything then, as far as that makes nothing late.
+    pub watched: Watched,
     /// Set when the process ends: surveys are given up.
     pub stopping: Arc<AtomicBool>,
+    /// Who is Janus.
+    pub kin: Kin,
     /// The node's own agents, which no guard denies, if there are any.
     pub agents: Option<Arc<dyn NodeAgents>>,
     /// For tests of what happens when judging breaks; otherwise empty.
@@ -140,7 +150,9 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Guard {
     errands: Speaker<Errand>,
-    worker: Arc<Mutex<Speaker<Command>>>,
+    worker: Arc<Mutex<Front>>,
+    fingerprints: Fingerprints,
+    metrics: GuardMetrics,
     keeper: Option<JoinHandle<()>>,
     stopped: Receiver<()>,
     stopping: Arc<AtomicBool>,
@@ -153,6 +165,10 @@ impl std::fmt::Debug for Errand {
             Errand::Update(..) => "Update",
             Errand::Containers(..) => "Containers",
             Errand::Worker => "Worker",
+            Errand::Freeze(_) => "Freeze",
+            Errand::Thaw => "Thaw",
+            Errand::Tell(_) => "Tell",
+            Errand::Anew => "Anew",
             Errand::Stop => "Stop",
         })
     }
@@ -174,7 +190,7 @@ impl Guard {
         metrics: GuardMetrics,
         shared: &Shared,
     ) -> Result<Guard, StartError> {
-        let guard = Guard::launch(spec.clone(), roots, whose, metrics, shared, Box::new(|| {}))?;
+        let guard = Guard::launch(spec.clone(), roots, whose, metrics, shared, None, Box::new(|| {}))?;
         match guard.update(spec) {
             Ok(()) => Ok(guard),
             Err(error) => {
@@ -185,7 +201,8 @@ impl Guard {
     }
 
     /// Starts a guard's threads, and waits for nothing: [`Guard::update_then`] with the same rules puts them in force.
-    /// `ended` is called once it has stopped; also, perhaps, when this fails half-way.
+    /// `ended` is called once it has stopped; also, perhaps, when this fails half-way. With an `estate` it stands ready to
+    /// answer in another process's place, and does so once it is told ([`Transfer::take_up`]).
     ///
     /// # Errors
     /// [`StartError`]; nothing is left behind then.
@@ -195,6 +212,7 @@ impl Guard {
         whose: Option<Arc<Whose>>,
         metrics: GuardMetrics,
         shared: &Shared,
+        estate: Option<Estate>,
         ended: Ended,
     ) -> Result<Guard, StartError> {
         let resource = |what| move |source| StartError::Resource { what, source };
@@ -209,8 +227,14 @@ impl Guard {
             Roots::Pod(offer) => (Vec::new(), Some(offer)),
         };
 
+        let judge: Arc<dyn Judge> = match &estate {
+            None => Arc::new(Unarmed),
+            // Somebody may be waiting already: what cannot wait for the rules gets failure policy.
+            Some(_) => Arc::new(Ruling::new(Vec::new(), keeper::stance(&spec, shared.agents.is_some()))),
+        };
         let orders = Arc::new(Orders {
-            judge: Arc::new(Unarmed),
+            judge,
+            armed: estate.is_none(),
             text: Arc::new(GuardText::new(&spec, whose.clone(), metrics.log_dropped())),
             wanted: Wanted::default(),
             events: spec.kernel_events(),
@@ -230,11 +254,21 @@ impl Guard {
             name: thread_name(WORKER_PREFIX, name),
             shared: shared.clone(),
             metrics: metrics.clone(),
-            fingerprints: Fingerprints::default(),
+            fingerprints: estate.as_ref().map(|estate| estate.fingerprints.clone()).unwrap_or_default(),
             keeper: errands.clone(),
         };
-        let hand = crew.hire(keeper::audits(&spec), orders.clone(), Place::First(ended))?;
-        let worker = Arc::new(Mutex::new(hand.worker.clone()));
+        let fingerprints = crew.fingerprints.clone();
+        let place = Place::First(ended);
+        let (hand, numbers) = match estate {
+            None => (crew.hire(keeper::audits(&spec), orders.clone(), place)?, Numbers::default()),
+            Some(Estate { groups, numbers, known, .. }) => {
+                let hand = crew.hire_heir(groups, orders.clone(), place)?;
+                // Before anything is judged: commands are taken in order.
+                let _gone = hand.worker.send(Command::Learn(known, None));
+                (hand, numbers)
+            }
+        };
+        let worker = Arc::new(Mutex::new(Front { worker: hand.worker.clone(), station: hand.station.clone() }));
 
         let report = Arc::new(Mutex::new(Report {
             state: GuardState::Starting,
@@ -252,7 +286,7 @@ impl Guard {
             missing: Vec::new(),
             features: shared.features,
             errands: errand_box,
-            metrics,
+            metrics: metrics.clone(),
             report: report.clone(),
             stopping: Stopping { guard: stopping.clone(), process: shared.stopping.clone() },
             wants_everything: shared.wants_everything,
@@ -261,13 +295,16 @@ impl Guard {
             whose,
             agents: shared.agents.is_some(),
             standings,
-            offered,
+            offered: offered.map(Arc::new),
             watches: shared.watches.clone(),
-            numbers: HashMap::new(),
-            next: 1,
+            numbers,
+            frozen: false,
             outside: Default::default(),
+            stale: false,
+            before: None,
+            panicked: false,
         };
-        let mut guard = Guard { errands, worker, keeper: None, stopped, stopping, report };
+        let mut guard = Guard { errands, worker, fingerprints, metrics, keeper: None, stopped, stopping, report };
         let builder = std::thread::Builder::new().name(thread_name("jk-", name)).stack_size(STACK);
         let thread = builder.spawn(move || keeper.keep());
         match thread {
@@ -310,6 +347,12 @@ impl Guard {
         Door(self.errands.clone())
     }
 
+    /// The way to bring it to another process, or to take it up from one.
+    pub fn transfer(&self) -> Transfer {
+        let (errands, worker) = (self.errands.clone(), self.worker.clone());
+        Transfer::new(errands, worker, self.fingerprints.clone(), self.metrics.clone())
+    }
+
     /// How it is.
     pub fn report(&self) -> Report {
         self.report.lock().clone()
@@ -339,13 +382,13 @@ impl Guard {
                     std::thread::park_timeout(Duration::from_millis(1));
                 }
                 if !keeper.is_finished() {
-                    let _gone = self.worker.lock().send(Command::Stop);
+                    let _gone = self.worker.lock().worker.send(Command::Stop);
                 } else if keeper.join().is_err() {
                     tracing::error!("a keeper panicked");
                 }
             }
             None => {
-                let _gone = self.worker.lock().send(Command::Stop);
+                let _gone = self.worker.lock().worker.send(Command::Stop);
             }
         }
         self.stopped.recv_deadline(deadline).is_ok()

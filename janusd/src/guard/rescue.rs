@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use super::board::{Station, nanos};
 use super::groups::{Groups, Queue};
+use super::kin::Kin;
 use super::slots::{Moment, Nanos, Post};
 use crate::fanotify::answer::{Answer, Outcome, answer_all};
 use crate::fanotify::group::ReadBuffer;
@@ -31,7 +32,7 @@ pub(super) struct Client {
     pub(super) station: Arc<Station>,
     pub(super) groups: Groups,
     pub(super) metrics: GuardMetrics,
-    pub(super) own_pid: i32,
+    pub(super) kin: Kin,
     /// Nobody is to be rescued here any more.
     pub(super) dismissed: AtomicBool,
 }
@@ -64,7 +65,7 @@ impl Client {
         self.station.phase.scan(moment, || {
             for record in self.station.glimpse.records() {
                 if let Some(event) = record.question().filter(|_| record.fd >= 0) {
-                    let own = record.pid == self.own_pid;
+                    let own = self.kin.has(record.pid);
                     let post = Post { number: record.fd, near, kind: event as u8, own };
                     self.answer(post, Failure::Deadline, waited);
                 }
@@ -79,7 +80,9 @@ impl Client {
     }
 
     fn wants_rescue(&self, stuck: Moment) -> bool {
-        !self.dismissed.load(Ordering::Relaxed) && (self.station.is_abandoned() || self.station.phase.now() == stuck)
+        !self.dismissed.load(Ordering::Relaxed)
+            && !self.station.is_parked()
+            && (self.station.is_abandoned() || self.station.phase.now() == stuck)
     }
 }
 
@@ -141,7 +144,7 @@ fn rescue(client: &Client, stuck: Moment, began: &AtomicU64) {
                 }
             }
             for PermissionEvent { file, pid, event } in events.drain(..) {
-                let own = pid == client.own_pid;
+                let own = client.kin.has(pid);
                 let post = Post { number: file.as_raw_fd(), near: queue == Queue::Near, kind: event as u8, own };
                 client.answer(post, Failure::WorkerStuck, Duration::ZERO);
                 // Closed here, by whom it belongs to, after its answer.

@@ -1,6 +1,6 @@
 //! The roots of one guard: the containers of its pod, or the one root of a guard without a cluster.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::root::Root;
@@ -9,6 +9,32 @@ use crate::root::Root;
 /// of its files holds on; otherwise numbers are never given out again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SiteId(pub u32);
+
+/// The numbers that a guard has given to its roots.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Numbers {
+    /// To containers, by name.
+    pub named: HashMap<Arc<str>, SiteId>,
+    /// To those without one, by id.
+    pub nameless: HashMap<Arc<str>, SiteId>,
+    /// How many were given.
+    pub given: u32,
+}
+
+impl Numbers {
+    /// The number of a container: the one that it had, or a fresh one.
+    pub(super) fn of(&mut self, site: &Site) -> SiteId {
+        let given = &mut self.given;
+        let fresh = || {
+            *given = given.wrapping_add(1);
+            SiteId(*given)
+        };
+        match &site.name {
+            Some(name) => *self.named.entry(name.clone()).or_insert_with(fresh),
+            None => *self.nameless.entry(site.id.clone()).or_insert_with(fresh),
+        }
+    }
+}
 
 /// A container that has started.
 #[derive(Debug)]

@@ -24,6 +24,8 @@
 //!
 //! Pure: no descriptor, no clock, no kernel. Modelled in `janusd/loom`, which compiles this very file.
 
+use std::sync::OnceLock;
+
 #[cfg(loom)]
 use loom::sync::atomic::{AtomicU64, Ordering};
 #[cfg(not(loom))]
@@ -100,28 +102,51 @@ fn age(word: u64, now: Millis) -> Millis {
 
 /// The events that a worker has read and not closed.
 #[derive(Debug)]
-pub(crate) struct Slots(Box<[AtomicU64]>);
+pub(crate) struct Slots(Box<[OnceLock<Box<[AtomicU64]>>]>);
+
+/// Slots are made so many at a time, when they are first needed: most guards never need more than the first of them.
+const CHUNK: usize = if cfg!(loom) { 2 } else { 64 };
 
 impl Slots {
     pub(crate) fn new(count: usize) -> Slots {
-        Slots((0..count).map(|_| AtomicU64::new(FREE)).collect())
+        let slots = Slots((0..count.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect());
+        if cfg!(loom) {
+            // It does not know that a OnceLock synchronises.
+            for at in 0..count {
+                slots.get_or_make(at);
+            }
+        }
+        slots
+    }
+
+    fn get_or_make(&self, at: usize) -> Option<&AtomicU64> {
+        let chunk = self.0.get(at / CHUNK)?;
+        chunk.get_or_init(|| (0..CHUNK).map(|_| AtomicU64::new(FREE)).collect()).get(at % CHUNK)
+    }
+
+    fn get(&self, at: usize) -> Option<&AtomicU64> {
+        self.0.get(at / CHUNK)?.get()?.get(at % CHUNK)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &AtomicU64> {
+        self.0.iter().filter_map(OnceLock::get).flat_map(|chunk| chunk.iter())
     }
 
     /// Owner: from now on others may answer the event. The slot must be free.
     pub(crate) fn publish(&self, at: usize, post: Post, since: Millis) {
-        if let Some(slot) = self.0.get(at) {
+        if let Some(slot) = self.get_or_make(at) {
             slot.store(post.word(since), Ordering::Release);
         }
     }
 
     /// Owner: whether nobody else has answered the event, or is about to.
     pub(crate) fn is_pending(&self, at: usize) -> bool {
-        self.0.get(at).is_some_and(|slot| slot.load(Ordering::Acquire) & STATE == PENDING)
+        self.get(at).is_some_and(|slot| slot.load(Ordering::Acquire) & STATE == PENDING)
     }
 
     /// Owner: done with the event. Only after [`Release::Close`] may its descriptor be closed.
     pub(crate) fn release(&self, at: usize) -> Release {
-        let Some(slot) = self.0.get(at) else { return Release::Close };
+        let Some(slot) = self.get(at) else { return Release::Close };
         let word = slot.load(Ordering::Acquire);
         match word & STATE {
             PENDING => match slot.compare_exchange(word, FREE, Ordering::AcqRel, Ordering::Acquire) {
@@ -140,7 +165,7 @@ impl Slots {
     /// Watchdog (one thread at a time): has `answer` answer each event that was read at least `deadline` before `now`.
     /// Its number is pinned meanwhile.
     pub(crate) fn rescue(&self, now: Millis, deadline: Millis, mut answer: impl FnMut(Post, Millis)) {
-        for slot in &self.0 {
+        for slot in self.all() {
             let word = slot.load(Ordering::Acquire);
             let age = age(word, now);
             if word & STATE != PENDING || age < deadline {
@@ -154,9 +179,15 @@ impl Slots {
         }
     }
 
+    /// Anybody: what is published, and not known to be answered.
+    pub(crate) fn outstanding(&self) -> Vec<Post> {
+        let words = self.all().map(|slot| slot.load(Ordering::Acquire));
+        words.filter(|word| matches!(word & STATE, PENDING | RESCUING)).map(Post::of).collect()
+    }
+
     /// Watchdog: how long ago the oldest event was read that is published and not answered by us.
     pub(crate) fn oldest(&self, now: Millis) -> Option<Millis> {
-        let words = self.0.iter().map(|slot| slot.load(Ordering::Relaxed));
+        let words = self.all().map(|slot| slot.load(Ordering::Relaxed));
         let ages = words.filter(|word| word & STATE == PENDING).map(|word| age(word, now));
         ages.max()
     }

@@ -366,7 +366,8 @@ impl Post {
     /// No thread or descriptor can be had: nobody may wait for that, so failure policy answers meanwhile.
     fn postpone(&mut self, ward: Ward, mut worker: Box<Worker>, error: &std::io::Error) {
         tracing::error!(%error, "a worker could not be started again; events are answered by failure policy");
-        for queue in [Queue::Wide, Queue::Near] {
+        let parked = worker.inbox.board.station.is_parked();
+        for queue in [Queue::Wide, Queue::Near].into_iter().filter(|_| !parked) {
             loop {
                 let read = worker.inbox.read(queue);
                 worker.inbox.settle_fresh(Failure::WorkerPanicked);

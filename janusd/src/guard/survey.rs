@@ -31,6 +31,11 @@ use crate::policy::{Bindings, Events, GuardSpec, List, MountBinding, PathPattern
 use crate::root::resolve::{ResolveError, Resolved, open_in, resolve};
 use crate::root::{Root, RootError};
 
+/// Symlinks that a glob matches which are followed: each is a path to be judged by, and a container makes as many as it likes.
+const MOST_SYMLINKS: usize = 1_000;
+/// Problems of one root that are kept; as many again of those that degrade the guard.
+const MOST_PROBLEMS: usize = 1_000;
+
 /// A survey could not be made at all.
 #[derive(Debug, thiserror::Error)]
 pub enum SurveyError {
@@ -184,6 +189,10 @@ impl<'a, 's> Pass<'a, 's> {
     }
 
     fn problem(&mut self, reason: ProblemReason, rule: RuleId, path: &[u8], detail: impl Into<String>) {
+        // Beyond the first bound there is room for those that matter, and so for the guard to be told of as degraded.
+        if self.problems.len() >= MOST_PROBLEMS && (!reason.degrades() || self.problems.len() >= 2 * MOST_PROBLEMS) {
+            return;
+        }
         self.problems.insert(Problem {
             reason,
             rule: Some(rule),
@@ -266,7 +275,7 @@ impl<'a, 's> Pass<'a, 's> {
     /// Finds symlinks that a glob matches, and where they lead.
     fn expand(&mut self, rule: RuleId, glob: &PathPattern, subject: &Subject) -> Result<(), SurveyError> {
         let mut ahead = vec![glob.base().to_vec()];
-        let mut looked = 0;
+        let (mut looked, mut followed) = (0, 0);
         while let Some(directory) = ahead.pop() {
             let Some(entries) = self.list(&directory)? else { continue };
             self.watch(&directory, For::Entries);
@@ -279,6 +288,16 @@ impl<'a, 's> Pass<'a, 's> {
                 let path = join(&directory, &[b"/", &name[..]].concat());
                 match kind {
                     FileType::Symlink if glob.matches(&path) => {
+                        followed += 1;
+                        if followed > MOST_SYMLINKS {
+                            self.problem(
+                                ProblemReason::TooManyEntries,
+                                rule,
+                                &directory,
+                                "symlinks beyond are not followed",
+                            );
+                            return Ok(());
+                        }
                         let Some(target) = self.follow(rule, &path)? else { continue };
                         let alias = PathPattern::literal(target.canonical.clone());
                         self.bindings.aliases.push((rule, alias.clone()));

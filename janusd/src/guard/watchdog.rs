@@ -1,8 +1,9 @@
 //! Sees to it that nobody waits for a worker that does not answer.
 //!
-//! One thread for the process. Asleep while every worker waits for events and none comes: it is woken by the first event
-//! of a guard (an epoll of all groups, each armed for one event), looks a little later, and goes back to sleep about a
-//! guard that is idle again. So it costs no CPU while nothing happens, and some twenty looks a second under load.
+//! One thread for the process. Asleep while every worker waits for events and none comes. It is woken by the first worker
+//! that begins to do something, before that one reads; and by an event that no worker reads (an epoll of all groups, which
+//! tells of nothing that has been read meanwhile). Then it looks a little later, and goes back to sleep about a guard that
+//! is idle again. So it costs no CPU while nothing happens, and some twenty looks a second under load.
 //!
 //! What is overdue gets the guard's failure policy ([`super::rescue`]):
 //! - events that a worker has read, each for itself, whatever the worker is doing;
@@ -31,7 +32,7 @@ use super::groups::Groups;
 use super::keeper::Errand;
 use super::rescue::{Client, PULSE, Rescuer};
 use super::slots::{Moment, Nanos, Step};
-use crate::doorbell::{self, Mailbox, Speaker};
+use crate::doorbell::{self, Bell, Mailbox, Speaker};
 
 /// How long an opener waits for an answer before it gets the failure policy.
 pub const DEADLINE: Duration = Duration::from_millis(500);
@@ -93,6 +94,11 @@ impl Watchdog {
         Ok((Watchdog { door, next: Arc::default() }, WatchdogThread(thread)))
     }
 
+    /// Wakes it.
+    pub(super) fn bell(&self) -> Bell {
+        self.door.bell()
+    }
+
     /// Watches a worker. `keeper` is told when its condition changes.
     pub(super) fn watch(&self, client: Client, keeper: Speaker<Errand>) -> Watch {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
@@ -142,6 +148,8 @@ struct Watched {
     keeper: Speaker<Errand>,
     /// When to look next; `None`: when an event comes.
     due: Option<Instant>,
+    /// What it was at when it was looked at last.
+    seen: Moment,
     /// A worker that waited for events when there were some, and since when there are.
     noticed: Option<(Moment, Instant)>,
     /// Where it is stuck, and since when.
@@ -170,9 +178,11 @@ struct Lookout {
 impl Lookout {
     fn keep(mut self) {
         let mut events = Vec::with_capacity(64);
-        loop {
+        // Nobody can send any more: what is to be drained is, and then it ends.
+        let mut ending = None;
+        while ending.is_none_or(|end| Instant::now() < end && !self.watched.is_empty()) {
             // A failure (EINTR) is as good as nothing there.
-            let _asked_again = epoll::wait(&self.epoll, spare_capacity(&mut events), self.timeout().as_ref());
+            let _asked_again = epoll::wait(&self.epoll, spare_capacity(&mut events), self.timeout(ending).as_ref());
             let now = Instant::now();
             for event in events.drain(..) {
                 if let Some(watched) = self.watched.get_mut(&event.data.u64()) {
@@ -184,15 +194,23 @@ impl Lookout {
                 match self.mailbox.take() {
                     Ok(Some(message)) => self.heed(message, now),
                     Ok(None) => break,
-                    Err(doorbell::Gone) => return,
+                    Err(doorbell::Gone) => {
+                        ending.get_or_insert(now + LET_GO);
+                        break;
+                    }
                 }
             }
             let mut drained = Vec::new();
             for (id, watched) in &mut self.watched {
+                if !watched.client.station.is_left_alone() {
+                    watched.notice(now, self.deadline);
+                }
                 if watched.due.is_some_and(|due| due <= now) {
                     watched.look(now, self.deadline);
                     if watched.due.is_none() {
+                        watched.client.station.leave_alone();
                         arm(&self.epoll, &watched.client.groups, *id);
+                        watched.look_back(now, self.deadline);
                     }
                 }
                 if watched.drained && !watched.client.has_unread() {
@@ -208,10 +226,14 @@ impl Lookout {
                 }
             }
         }
+        // Its rescuers end by themselves, but for those that hang in a read: they end with the process.
+        for watched in self.watched.values() {
+            watched.client.dismissed.store(true, Ordering::Relaxed);
+        }
     }
 
-    fn timeout(&self) -> Option<Timespec> {
-        let looks = self.watched.values().filter_map(|watched| watched.due);
+    fn timeout(&self, ending: Option<Instant>) -> Option<Timespec> {
+        let looks = self.watched.values().filter_map(|watched| watched.due).chain(ending);
         let next = looks.chain((!self.leaving.is_empty()).then(|| Instant::now() + PULSE)).min()?;
         let left = next.saturating_duration_since(Instant::now());
         Some(Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() })
@@ -227,6 +249,7 @@ impl Lookout {
                 // Out of memory, or of fs.epoll.max_user_watches: looked at all the time then.
                 let due = added.iter().any(Result::is_err).then_some(now);
                 let watched = Watched {
+                    seen: client.station.phase.now(),
                     client,
                     keeper,
                     due,
@@ -236,6 +259,7 @@ impl Lookout {
                     rescuers: Vec::new(),
                     drained: false,
                 };
+                // Not left alone yet: looked at soon.
                 self.watched.insert(id, watched);
             }
             Message::Drain(id) => {
@@ -285,7 +309,7 @@ fn reap(rescuers: &mut Vec<Rescuer>) {
 }
 
 impl Watched {
-    /// An event has come to a worker that was idle. Whether it takes it is seen later.
+    /// A worker that was idle has an event, or has begun to do something. What comes of it is seen later.
     fn notice(&mut self, now: Instant, deadline: Duration) {
         if self.due.is_none() {
             self.noticed = Some((self.client.station.phase.now(), now));
@@ -293,9 +317,17 @@ impl Watched {
         }
     }
 
+    /// Who began to do something before it was left alone has woken nobody.
+    fn look_back(&mut self, now: Instant, deadline: Duration) {
+        if self.client.station.phase.now() != self.seen {
+            self.due = Some(now + deadline / LOOKS);
+        }
+    }
+
     fn look(&mut self, now: Instant, deadline: Duration) {
         self.client.answer_overdue(now, deadline);
         let moment = self.client.station.phase.now();
+        self.seen = moment;
         let lasts = Duration::from_nanos(nanos(now).saturating_sub(moment.since()));
         if let Step::Reading { near } = moment.step()
             && lasts >= deadline
@@ -303,6 +335,8 @@ impl Watched {
             self.client.answer_unpublished(moment, near, lasts);
         }
         let has_unread = self.client.has_unread();
+        // Another process reads what is queued, or will.
+        let has_unread = has_unread && !self.client.station.is_parked();
         let since = match moment.step() {
             Step::Idle if !has_unread => {
                 self.noticed = None;
@@ -342,6 +376,9 @@ impl Watched {
     /// Sees to it that somebody reads what is queued.
     fn rescue(&mut self, stuck: Moment, now: Nanos) {
         reap(&mut self.rescuers);
+        if self.client.station.is_parked() {
+            return;
+        }
         let available = self.rescuers.iter().any(|rescuer| !rescuer.hangs(now));
         if !available && self.rescuers.len() < MOST_RESCUERS {
             // No thread can be had: tried again at the next look.

@@ -20,15 +20,18 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::board::nanos;
-use super::groups::Queue;
+use super::groups::{Groups, Queue};
 use super::inbox::{Awaited, Held, Inbox};
 use super::judge::{Ask, Asker, Judge, Known, Mount, Seen, Verdict};
-use super::known::{Fingerprint, Fingerprints, Learned};
+use super::kin::Kin;
+use super::known::{Fingerprint, Fingerprints, Learned, Pool};
 use super::lookup::{self, Lookups, MountRequest, ProcessRequest};
 use super::opener::{Opener, Wanted};
 use super::site::SiteId;
+use super::transfer::Outstanding;
 use super::view::{Names, Tree};
-use crate::doorbell::{Mailbox, Speaker};
+use crate::doorbell::{Bell, Mailbox, Speaker};
+use crate::events::relay::Watched;
 use crate::events::{GuardText, Line};
 use crate::fanotify::answer::{Answer, BATCH, Outcome};
 use crate::fanotify::look::{self, Stat};
@@ -39,6 +42,8 @@ use crate::process::look::{Anchor, Found, NodeAgents};
 
 /// Commands that take longer than this are interrupted for events, which have a deadline.
 const COMMANDS: Duration = Duration::from_millis(100);
+/// Files that are told to another process: so that telling them makes no opener late.
+const MOST_TOLD: usize = 100_000;
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -67,8 +72,31 @@ pub(super) enum Command {
         /// What it is.
         found: Result<Found, Failure>,
     },
-    /// Remove all marks, answer what is queued, end.
+    /// Tell what another process needs to answer in this one's place. Reading goes on.
+    Share(Sender<Share>),
+    /// Read no more, answer all that was read; answers once that is done.
+    Park(Sender<Parked>),
+    /// Answer what another process has read from our groups and not answered; answers once that is done.
+    Settle(Vec<Outstanding>, Sender<()>),
+    /// Read on.
+    Unpark,
+    /// Remove all marks, answer what is queued, end. Of a parked worker: end; the rest is for whoever reads in its place.
     Stop,
+}
+
+/// What a worker shares with its successor in another process.
+#[derive(Debug)]
+pub(super) struct Share {
+    pub(super) groups: Groups,
+    /// The files that it knows, or so many of them as may be told.
+    pub(super) known: Vec<Learned>,
+}
+
+/// A worker reads no more, and has answered all that it had read.
+#[derive(Debug)]
+pub(super) struct Parked {
+    /// What it has learned since it shared what it knew.
+    pub(super) learned: Vec<Learned>,
 }
 
 /// What has gone with a container.
@@ -95,6 +123,8 @@ pub(super) struct Orders {
     pub text: Arc<GuardText>,
     /// Which facts about the opener the lines ask for.
     pub wanted: Wanted,
+    /// There are rules: until then what is read waits for them.
+    pub armed: bool,
     /// The events that marks ask about.
     pub events: Events,
     /// Inode numbers may change under us: the root shows an overlay.
@@ -129,11 +159,15 @@ impl Orders {
 pub(super) struct Desk {
     pub(super) metrics: GuardMetrics,
     pub(super) lines: Sender<Line>,
+    pub(super) pool: Pool,
+    pub(super) watched: Watched,
     pub(super) lookups: Lookups,
     pub(super) replies: Speaker<Command>,
     pub(super) features: Features,
     pub(super) fingerprints: Fingerprints,
-    pub(super) own_pid: i32,
+    pub(super) kin: Kin,
+    /// Wakes the watchdog.
+    pub(super) watchdog: Bell,
     /// The node's agents, if there are any.
     pub(super) agents: Option<Arc<dyn NodeAgents>>,
 }
@@ -164,6 +198,8 @@ pub(super) struct Worker {
     pub(super) orders: Arc<Orders>,
     kernel: Kernel,
     batch: Batch,
+    /// Who waits for it to have answered all that it had read.
+    parking: Option<Sender<Parked>>,
 }
 
 /// What is needed to look at files; refilled, never reallocated.
@@ -238,17 +274,18 @@ impl Worker {
             Err(errno) => return Err((errno.into(), Box::new(inbox))),
         };
         let kernel = Kernel { paths, names: Names::default(), fingerprint: None };
-        Ok(Worker { inbox, mailbox, orders, kernel, batch: Batch::default() })
+        Ok(Worker { inbox, mailbox, orders, kernel, batch: Batch::default(), parking: None })
     }
 
     /// Answers events until it is told to stop. `inbox` may hold what a predecessor left.
     pub(super) fn run(&mut self) -> End {
         self.inbox.board.station.set_fallback(&self.orders.judge.failed(Failure::Deadline));
+        self.begin_work();
         self.judge_and_answer(Brought::NOTHING);
         loop {
             self.inbox.board.station.phase.idle(nanos(Instant::now()));
             let waited = self.wait();
-            self.inbox.board.station.phase.working(nanos(Instant::now()));
+            self.begin_work();
             if self.inbox.board.station.is_abandoned() {
                 return End::Abandoned;
             }
@@ -265,6 +302,9 @@ impl Worker {
                         self.inbox.board.station.set_fallback(&orders.judge.failed(Failure::Deadline));
                         self.orders = orders;
                         self.inbox.make_room();
+                        if self.orders.armed {
+                            self.release(|held| held.awaited == Awaited::Rules, Brought::NOTHING);
+                        }
                         // Whoever gave the order may have gone; the order stands.
                         let _gone = acknowledge.send(());
                     }
@@ -286,6 +326,24 @@ impl Worker {
                         self.release(|held| held.awaited == Awaited::Mount(mount), brought);
                     }
                     Command::Process { ticket, exceptions, found } => self.identified(ticket, &exceptions, found),
+                    Command::Share(reply) => {
+                        // None: its groups are shared without a descriptor more.
+                        if let Ok(groups) = self.inbox.groups.try_clone() {
+                            let _gone = reply.send(Share { groups, known: self.inbox.tell(MOST_TOLD) });
+                        }
+                    }
+                    Command::Park(reply) => {
+                        self.inbox.board.station.set_parked(true);
+                        self.parking = Some(reply);
+                    }
+                    Command::Settle(outstanding, reply) => {
+                        self.inbox.settle_for_another(&outstanding);
+                        let _gone = reply.send(());
+                    }
+                    Command::Unpark => {
+                        self.parking = None;
+                        self.inbox.board.station.set_parked(false);
+                    }
                     Command::Stop => return self.stop(),
                 }
                 if began.elapsed() > COMMANDS {
@@ -294,6 +352,14 @@ impl Worker {
                 }
             }
             self.expire();
+            if self.inbox.board.station.is_parked() {
+                if self.inbox.is_settled()
+                    && let Some(reply) = self.parking.take()
+                {
+                    let _gone = reply.send(Parked { learned: self.inbox.take_journal() });
+                }
+                continue;
+            }
             for queue in [Queue::Wide, Queue::Near] {
                 match self.read(queue) {
                     Ok(()) | Err(ReadError::Empty) => {}
@@ -308,8 +374,18 @@ impl Worker {
         }
     }
 
+    /// From here on the deadline runs.
+    fn begin_work(&self) {
+        let station = &self.inbox.board.station;
+        station.phase.working(nanos(Instant::now()));
+        if station.wakes_the_watchdog() {
+            self.inbox.desk.watchdog.ring();
+        }
+    }
+
     fn wait(&self) -> Result<(), Errno> {
-        let overdue = self.inbox.held.iter().map(|held| held.since).min();
+        let looked_up = self.inbox.held.iter().filter(|held| held.awaited != Awaited::Rules);
+        let overdue = looked_up.map(|held| held.since).min();
         let left = overdue.map(|oldest| lookup::DEADLINE.saturating_sub(oldest.elapsed()));
         // Somebody is writing to a number of ours: a matter of microseconds.
         let left = if self.inbox.board.lingers() { Some(Duration::ZERO) } else { left };
@@ -319,11 +395,12 @@ impl Worker {
             Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() }
         });
         let mut fds = [
+            PollFd::from_borrowed_fd(self.mailbox.as_fd(), PollFlags::IN),
             PollFd::new(&self.inbox.groups.wide, PollFlags::IN),
             PollFd::new(&self.inbox.groups.near, PollFlags::IN),
-            PollFd::from_borrowed_fd(self.mailbox.as_fd(), PollFlags::IN),
         ];
-        match poll(&mut fds, timeout.as_ref()) {
+        let awaited = if self.inbox.board.station.is_parked() { &mut fds[..1] } else { &mut fds[..] };
+        match poll(awaited, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(errno),
         }
@@ -372,7 +449,7 @@ impl Worker {
     fn judge(&mut self, at: usize, brought: Brought<'_>) -> Option<Decision> {
         let event = &self.inbox.fresh[at];
         let mut note = Note { shown_to: self.batch.shown.len(), ..Note::default() };
-        let decision = if event.pid == self.inbox.desk.own_pid {
+        let decision = if self.inbox.desk.kin.has(event.pid) {
             note.own = true;
             Some(OWN)
         } else if !self.inbox.is_pending(at) {
@@ -427,6 +504,13 @@ impl Worker {
         let Self { inbox, kernel, orders, .. } = self;
         let (inbox, orders) = (&*inbox, &**orders);
         let event = &inbox.fresh[at];
+        if !orders.armed {
+            if !inbox.may_hold() {
+                return Some(orders.judge.failed(Failure::LookupBusy));
+            }
+            note.awaited = Some(Awaited::Rules);
+            return None;
+        }
         let verdict = kernel.judge(inbox, event, stat, orders, brought);
         note.site = kernel.names.site();
         if verdict != Verdict::AskMount {
@@ -466,10 +550,12 @@ impl Worker {
         } else if let Ok(path) = self.kernel.paths.of(&event.file) {
             self.batch.shown.extend_from_slice(path);
         }
-        let opener = (self.orders.wanted != Wanted::default()).then(|| {
+        let watched = self.inbox.desk.watched.concerns(&self.orders.text);
+        let wanted = if watched { Wanted::EVERYTHING } else { self.orders.wanted };
+        let opener = (wanted != Wanted::default()).then(|| {
             let post = self.orders.post(self.kernel.names.site());
             let user = |ours| post.and_then(|post| post.anchor.user(ours));
-            Opener { origin, ..Opener::look(event.pid, self.orders.wanted, user) }
+            Opener { origin, ..Opener::look(event.pid, wanted, user) }
         });
         if let Some(note) = self.batch.notes.last_mut() {
             note.shown_to = self.batch.shown.len();
@@ -559,7 +645,8 @@ impl Worker {
 
     /// Judges the events whose lookup is overdue without it.
     fn expire(&mut self) {
-        self.give_up(|held| held.since.elapsed() >= lookup::DEADLINE);
+        // Whoever waits for rules has the watchdog's deadline.
+        self.give_up(|held| held.awaited != Awaited::Rules && held.since.elapsed() >= lookup::DEADLINE);
     }
 
     /// Judges events without what they wait for. They are told that both lookups failed, so none of them waits again.
@@ -603,6 +690,15 @@ impl Worker {
 
     /// Takes all marks away, answers what is queued, and ends.
     fn stop(&mut self) -> End {
+        if !self.orders.armed {
+            // They will not come.
+            self.orders = Arc::new(Orders { armed: true, ..Orders::clone(&self.orders) });
+        }
+        if self.inbox.board.station.is_parked() {
+            self.give_up(|_| true);
+            self.inbox.board.station.set_stopped();
+            return End::Stopped;
+        }
         if let Err(error) = self.inbox.groups.flush() {
             tracing::error!(%error, "marks could not be removed; they go with the group");
         }
@@ -627,7 +723,9 @@ fn conclude(
     let judge = &*orders.judge;
     let ask = match verdict {
         // Only the line depends on it: one without is better than none.
-        Verdict::Decided(decision) if decision.line && orders.wanted.origin && brought.asker == Asker::Unasked => {
+        Verdict::Decided(decision)
+            if decision.line && brought.asker == Asker::Unasked && shows_origin(inbox, orders) =>
+        {
             Ask { site: note.site, depends: Depends::NOTHING, agent: false, otherwise: decision }
         }
         Verdict::Decided(decision) => return Some(decision),
@@ -647,6 +745,11 @@ fn conclude(
     }
 }
 
+/// Whether a line says where its opener comes from.
+fn shows_origin(inbox: &Inbox, orders: &Orders) -> bool {
+    orders.wanted.origin || inbox.is_calm() && inbox.desk.watched.concerns(&orders.text)
+}
+
 /// Has the mount of an event looked up; the answer comes as [`Command::Mount`].
 fn ask_mount(inbox: &Inbox, event: &PermissionEvent, stat: &Stat) -> Result<(), Failure> {
     // One lookup serves every event that waits for the same mount.
@@ -658,7 +761,13 @@ fn ask_mount(inbox: &Inbox, event: &PermissionEvent, stat: &Stat) -> Result<(), 
     }
     let mountinfo_id = look::mountinfo_id(event.file.as_fd()).map_err(|_| Failure::StatFailed)?;
     let reply = inbox.desk.replies.clone();
-    inbox.desk.lookups.ask_mount(MountRequest { mount: stat.mount, mountinfo_id, pid: event.pid, reply })
+    inbox.desk.lookups.ask_mount(MountRequest {
+        mount: stat.mount,
+        mountinfo_id,
+        pid: event.pid,
+        since: inbox.read_at,
+        reply,
+    })
 }
 
 /// Has the process that asks looked at; the answer comes as [`Command::Process`], under the ticket.
