@@ -19,6 +19,9 @@ pub(crate) enum Command {
     ///
     /// Event lines go to stdout, everything else to stderr. Certificates are read again when their files change.
     Serve(ServeArguments),
+    /// Keep guards from falling while janusd is away: openers wait for its return, and get failurePolicy if it does not
+    /// return in time.
+    Hold(HoldArguments),
     /// Enforce JanusGuard manifests on this machine, without a cluster, until SIGINT or SIGTERM.
     ///
     /// Event lines go to stdout, everything else to stderr. SIGHUP reads the manifests again.
@@ -97,13 +100,39 @@ pub(crate) struct ServeArguments {
         conflicts_with_all = ["tls_cert", "tls_key", "tls_client_ca"]
     )]
     pub(crate) insecure: bool,
+    /// Where one janusd takes over the guards of another: a directory of the node that only root can reach. Without it
+    /// guards end with their janusd.
+    #[arg(long, value_name = "DIR", env = "JANUS_STATE_DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
     /// One more executable that no guard denies when it runs on the node, beside the kubelet and the container runtime.
     #[arg(long, value_name = "PATH", env = "JANUS_NODE_AGENT", value_delimiter = ':')]
     pub(crate) node_agent: Vec<PathBuf>,
+    /// Where fs.fanotify.max_user_groups may be raised: a mount of the node's /proc/sys, where our own is read-only.
+    #[arg(long, value_name = "DIR", env = "JANUS_SYSCTL", default_value = janusd::limits::SYSCTL)]
+    pub(crate) sysctl: PathBuf,
     /// How event lines look.
     #[arg(long, value_enum, default_value_t, env = "JANUS_EVENT_FORMAT")]
     pub(crate) event_format: EventFormat,
     /// How everything else looks, on stderr.
+    #[arg(long, value_enum, default_value_t, env = "JANUS_LOG_FORMAT")]
+    pub(crate) log_format: LogFormat,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HoldArguments {
+    /// The directory that `janusd serve` is given too.
+    #[arg(long, value_name = "DIR", env = "JANUS_STATE_DIR")]
+    pub(crate) state_dir: PathBuf,
+    /// From the death of a janusd to failurePolicy, such as 2s.
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "JANUS_HOLD_DEADLINE",
+        default_value = "2s",
+        value_parser = humantime::parse_duration
+    )]
+    pub(crate) deadline: std::time::Duration,
+    /// How the log looks, on stderr.
     #[arg(long, value_enum, default_value_t, env = "JANUS_LOG_FORMAT")]
     pub(crate) log_format: LogFormat,
 }

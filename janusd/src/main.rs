@@ -34,6 +34,11 @@ fn main() -> ExitCode {
             let _flushed_at_the_end = begin_service(arguments.log_format);
             commands::serve::run(serve_options(arguments))
         }
+        Command::Hold(arguments) => {
+            let _flushed_at_the_end = begin_service(arguments.log_format);
+            let options = commands::hold::Options { state_dir: arguments.state_dir, deadline: arguments.deadline };
+            commands::hold::run(&options)
+        }
         Command::Check(arguments) => {
             let inquiry = inquiry(&arguments);
             commands::check::run(&arguments.manifests.files, inquiry.as_ref())
@@ -63,13 +68,17 @@ struct Log {
     _writer: WorkerGuard,
 }
 
+/// Lines of the log that may wait for their writer. Room for them is made at the start: by default for 128,000, 4 MiB.
+const LOG_QUEUE: usize = 4096;
+
 /// `RUST_LOG` chooses what is told, as everywhere. Through a thread and a queue of its own: a reader of stderr that has
 /// stopped costs log lines, and never holds up the thread that would restart a worker.
 fn log_to_stderr(format: LogFormat) -> Log {
     let filter = tracing_subscriber::EnvFilter::builder()
         .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
         .from_env_lossy();
-    let (stderr, guard) = tracing_appender::non_blocking(std::io::stderr());
+    let appender = tracing_appender::non_blocking::NonBlockingBuilder::default().buffered_lines_limit(LOG_QUEUE);
+    let (stderr, guard) = appender.finish(std::io::stderr());
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
     let (dam, keeper) = match Dam::new() {
         Ok((dam, keeper)) => (Some(dam), Some(keeper)),
@@ -106,7 +115,9 @@ fn serve_options(arguments: ServeArguments) -> commands::serve::Options {
         tls_client_ca,
         // Then there are no files: clap sees to that.
         insecure: _,
+        state_dir,
         node_agent,
+        sysctl,
         event_format: format,
         log_format: _,
     } = arguments;
@@ -120,8 +131,10 @@ fn serve_options(arguments: ServeArguments) -> commands::serve::Options {
         node: node_name,
         namespace,
         files,
+        state_dir,
         agents: node_agent,
         event_format: event_format(format),
+        sysctl,
     }
 }
 

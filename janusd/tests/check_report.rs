@@ -145,3 +145,16 @@ fn a_path_in_both_lists_is_warned_about() {
         report(&both, None).complaints.contains("spec.subjects[0].allow[0]: `//s/` is in deny as well, and deny wins"),
     );
 }
+
+#[test]
+fn the_examples_pass_without_a_complaint() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    assert!(files.len() >= 9, "{files:?}");
+    for file in files {
+        let name = file.file_name().unwrap().to_string_lossy().into_owned();
+        let report = check::check(&[(name.clone(), std::fs::read(&file).unwrap())], None);
+        assert_eq!((report.status, report.complaints.as_str()), (OK, ""), "{name}");
+    }
+}

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use janus_proto::v1;
-use janusd::guard::Report;
+use janusd::guard::{Report, SiteReport};
 use janusd::metrics::{GuardState, MarkCounts, Tally};
 use janusd::policy::GuardName;
-use janusd::registry::port::{Enforcer, Failure, Job, Limit, Run, Teller};
+use janusd::registry::port::{Enforcer, Failure, Job, Limit, Looked, Run, Teller};
 use janusd::registry::{Bounds, Denied, Refusal, Registry, RegistryThread, Standing, UnitState};
-use janusd::wire::{ContainerName, Create, Destroy};
+use janusd::wire::{Create, Destroy};
 use parking_lot::Mutex;
 
 /// What the engine was asked for, and how to answer.
@@ -28,10 +28,24 @@ struct Played {
     forgotten: Vec<String>,
     /// Of each run, by pod, the last to be told.
     tellers: BTreeMap<String, Teller>,
+    /// Looks at a pod's containers: when they are over is said by the test.
+    looks: Vec<Looked>,
+    /// Of the last thing that was asked for.
+    containers: Vec<String>,
+    cgroups: String,
+    /// All runs are begun with this.
+    report: Option<Arc<Mutex<Report>>>,
     /// Starts that fail at once.
     failing: usize,
     /// Answers are given by the test.
     silent: bool,
+}
+
+impl Played {
+    fn heard(&mut self, job: &Job) {
+        self.containers = job.containers.iter().map(|it| it.id().to_owned()).collect();
+        self.cgroups = job.pod.cgroup_uid().as_str().to_owned();
+    }
 }
 
 impl Stage {
@@ -53,6 +67,7 @@ impl Enforcer for Stage {
     fn start(&mut self, job: &Job, _: usize, teller: Teller) -> Result<Actor, Failure> {
         let mut played = self.0.lock();
         played.starts += 1;
+        played.heard(job);
         if played.failing > 0 {
             played.failing -= 1;
             return Err(Failure::Internal("scripted".to_owned()));
@@ -69,7 +84,9 @@ impl Enforcer for Stage {
             problems: Default::default(),
             sites: Vec::new(),
         };
-        Ok(Actor { stage: self.clone(), teller, report: Arc::new(Mutex::new(report)) })
+        let report = Arc::new(Mutex::new(report));
+        played.report = Some(report.clone());
+        Ok(Actor { stage: self.clone(), teller, report })
     }
 
     fn forget(&mut self, guard: &GuardName) {
@@ -81,13 +98,20 @@ impl Run for Actor {
     fn update(&mut self, job: &Job, teller: Teller) {
         let mut played = self.stage.0.lock();
         played.updates += 1;
+        played.heard(job);
         played.tellers.insert(job.unit.pod.to_string(), teller.clone());
         if !played.silent {
             teller.done();
         }
     }
 
-    fn know(&self, _: &[ContainerName]) {}
+    fn look(&mut self, job: &Job, looked: Looked) {
+        let mut played = self.stage.0.lock();
+        played.heard(job);
+        if played.silent {
+            played.looks.push(looked);
+        }
+    }
 
     fn stop(&self) {
         if !self.stage.0.lock().silent {
@@ -117,18 +141,29 @@ fn begin(bounds: Bounds) -> (Stage, Registry, RegistryThread) {
 const ROOMY: Bounds = Bounds { guards: 100, of_namespace: 100 };
 
 fn create(namespace: &str, pod: &str, epoch: u64, generation: i64, path: &str) -> Create {
+    Create::try_from(request(namespace, pod, epoch, generation, path, "")).unwrap()
+}
+
+fn request(
+    namespace: &str,
+    pod: &str,
+    epoch: u64,
+    generation: i64,
+    path: &str,
+    cgroups: &str,
+) -> v1::CreateGuardRequest {
     let subject = v1::Subject {
         deny: vec![path.to_owned()],
         events: vec![v1::Event::Open.into()],
         log: v1::LogPolicy::All.into(),
         ..Default::default()
     };
-    let request = v1::CreateGuardRequest {
+    v1::CreateGuardRequest {
         caller: Some(v1::Caller { epoch, node: "n".into() }),
         guard: Some(v1::GuardRef { uid: "g".into(), namespace: namespace.into(), name: "g".into(), generation }),
         pod: Some(v1::PodRef {
             uid: pod.into(),
-            cgroup_uid: String::new(),
+            cgroup_uid: cgroups.into(),
             namespace: namespace.into(),
             name: pod.into(),
         }),
@@ -139,8 +174,20 @@ fn create(namespace: &str, pod: &str, epoch: u64, generation: i64, path: &str) -
             ..Default::default()
         }),
         container_ids: Vec::new(),
+    }
+}
+
+fn with_container(mut create: Create, id: &str) -> Create {
+    create.containers = containers(&[id]);
+    create
+}
+
+fn containers(ids: &[&str]) -> Vec<janusd::wire::ContainerName> {
+    let request = v1::CreateGuardRequest {
+        container_ids: ids.iter().map(|id| v1::ContainerId { name: "c".into(), id: (*id).into() }).collect(),
+        ..request("ns", "p", 1, 1, "/a", "")
     };
-    Create::try_from(request).unwrap()
+    Create::try_from(request).unwrap().containers
 }
 
 fn destroy(pod: &str, epoch: u64, generation: i64) -> Destroy {
@@ -296,4 +343,125 @@ fn draining_lifts_all_and_takes_no_more() {
     });
     thread.end();
     run(async { assert_eq!(registry.create(create("ns", "d", 1, 1, "/a")).await.unwrap_err(), Denied::Ended) });
+}
+
+/// Whether this is answered soon, and not before that.
+async fn waits<T>(answer: &mut (impl Future<Output = T> + Unpin)) -> bool {
+    tokio::time::timeout(Duration::from_millis(50), answer).await.is_err()
+}
+
+#[test]
+fn created_again_it_is_looked_at_again() {
+    let (stage, registry, thread) = begin(ROOMY);
+    run(async {
+        registry.create(create("ns", "p", 1, 1, "/a")).await.unwrap();
+        stage.0.lock().silent = true;
+        let mut again = Box::pin(registry.create(create("ns", "p", 1, 1, "/a")));
+        assert!(waits(&mut again).await, "answered by what was known before");
+        let report = stage.0.lock().report.clone().unwrap();
+        report.lock().sites.push(SiteReport { id: "new".into(), name: None, in_force: false });
+        stage.0.lock().looks.clear();
+        assert_eq!(standing(again.await), (Standing::Degraded, 1), "as it is by then");
+        assert_eq!(registry.census().states(), [GuardState::Degraded]);
+        report.lock().sites.clear();
+        assert_eq!(registry.census().states(), [GuardState::Guarding], "nobody has asked since");
+
+        // Two that wait, and the guard dies: both hear of it.
+        let both = async {
+            tokio::join!(registry.create(create("ns", "p", 1, 1, "/a")), registry.create(create("ns", "p", 1, 1, "/a")))
+        };
+        let dies = async {
+            eventually(async || stage.0.lock().looks.len() == 2).await;
+            stage.0.lock().tellers["p"].gone();
+        };
+        let ((one, other), ()) = tokio::join!(both, dies);
+        assert!(matches!(one, Err(Denied::Failed(_))), "{one:?}");
+        assert!(matches!(other, Err(Denied::Failed(_))), "{other:?}");
+    });
+    thread.end();
+}
+
+#[test]
+fn what_a_run_says_that_is_over_is_of_no_account() {
+    let (stage, registry, thread) = begin(ROOMY);
+    run(async {
+        let create = |generation| create("ns", "p", 1, generation, "/a");
+        registry.create(create(1)).await.unwrap();
+        let first = stage.0.lock().tellers["p"].clone();
+        registry.destroy(destroy("p", 1, 1)).await.unwrap();
+        // Its unit has been forgotten, and this is another one.
+        registry.create(create(2)).await.unwrap();
+        first.gone();
+        first.failed(Failure::Internal("late".to_owned()));
+        let state = registry.look(create(2).unit).await.unwrap();
+        assert_eq!((state.standing, state.restarts, state.failure), (Standing::InForce, 0, None));
+        assert_eq!(stage.0.lock().running, 1);
+    });
+    thread.end();
+}
+
+#[test]
+fn a_start_that_fails_while_it_is_lifted_is_waited_for() {
+    let (stage, registry, thread) = begin(ROOMY);
+    run(async {
+        stage.0.lock().silent = true;
+        let lifted = async {
+            eventually(async || stage.0.lock().starts == 1).await;
+            let teller = stage.0.lock().tellers["p"].clone();
+            let mut lifted = Box::pin(registry.destroy(destroy("p", 1, 1)));
+            assert!(waits(&mut lifted).await);
+            teller.failed(Failure::Internal("it was told to end".to_owned()));
+            assert!(waits(&mut lifted).await, "lifted while its run was there");
+            // Created meanwhile, it is another run, and the old one is gone before that begins.
+            let mut again = Box::pin(registry.create(create("ns", "p", 1, 2, "/a")));
+            assert!(waits(&mut again).await);
+            assert!(waits(&mut lifted).await, "lifted while its run was there");
+            assert_eq!(stage.0.lock().starts, 1);
+            stage.0.lock().silent = false;
+            teller.gone();
+            lifted.await.unwrap();
+            assert_eq!(standing(again.await), (Standing::InForce, 2));
+        };
+        let (first, ()) = tokio::join!(registry.create(create("ns", "p", 1, 1, "/a")), lifted);
+        assert!(first.is_err(), "{first:?}");
+        assert_eq!(stage.0.lock().most_running, 1);
+    });
+    thread.end();
+}
+
+#[test]
+fn one_that_died_and_is_wanted_otherwise_is_waited_for() {
+    let (stage, registry, thread) = begin(ROOMY);
+    run(async {
+        registry.create(create("ns", "p", 1, 1, "/a")).await.unwrap();
+        stage.0.lock().tellers["p"].gone();
+        eventually(async || registry.census().dead() == 1).await;
+        stage.0.lock().silent = true;
+        let mut other = Box::pin(registry.create(create("ns", "p", 1, 2, "/b")));
+        assert!(waits(&mut other).await, "told of the old one's death");
+        stage.0.lock().tellers["p"].done();
+        assert_eq!(standing(other.await), (Standing::InForce, 2));
+    });
+    thread.end();
+}
+
+#[test]
+fn what_is_learned_of_a_pod_is_no_other_spec_and_is_kept() {
+    let (stage, registry, thread) = begin(ROOMY);
+    run(async {
+        let learned = |cgroups| Create::try_from(request("ns", "p", 1, 1, "/a", cgroups)).unwrap();
+        registry.create(with_container(learned(""), "one")).await.unwrap();
+        registry.create(with_container(learned("hash"), "two")).await.unwrap();
+        assert_eq!(stage.steps(), (1, 0));
+        assert_eq!(stage.0.lock().cgroups, "hash");
+        // It dies, and is begun anew with all that was ever known.
+        stage.0.lock().tellers["p"].gone();
+        eventually(async || stage.0.lock().starts == 2).await;
+        let played = stage.0.lock();
+        assert_eq!(
+            (played.cgroups.as_str(), played.containers.as_slice()),
+            ("hash", &["one".to_owned(), "two".to_owned()][..])
+        );
+    });
+    thread.end();
 }

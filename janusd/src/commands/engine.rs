@@ -8,9 +8,12 @@ use std::time::Duration;
 use rustix::thread::CapabilitySet;
 
 use super::Failed;
+use crate::container::join_node_cgroups;
 use crate::events::relay::{Relay, RelayThread};
 use crate::events::{EventFormat, LineWriter, Place};
 use crate::fanotify::Features;
+use crate::guard::kin::Kin;
+use crate::guard::known::Pool;
 use crate::guard::lookup::{LookupThread, Lookups};
 use crate::guard::supervisor::{Supervisor, SupervisorThread};
 use crate::guard::watch::{WatchThread, Watches};
@@ -83,6 +86,8 @@ pub struct Setup {
     pub agents: Vec<PathBuf>,
     /// Decisions can be watched: [`Engine::relay`].
     pub watched: bool,
+    /// Where limits may be raised.
+    pub sysctl: PathBuf,
 }
 
 impl Engine {
@@ -91,7 +96,8 @@ impl Engine {
     /// # Errors
     /// Likewise.
     pub fn start(format: EventFormat, guards: u64) -> Result<Engine, Failed> {
-        Engine::set_up(Setup { format, place: local_place(), guards, agents: Vec::new(), watched: false })
+        let sysctl = limits::SYSCTL.into();
+        Engine::set_up(Setup { format, place: local_place(), guards, agents: Vec::new(), watched: false, sysctl })
     }
 
     /// Checks rights, makes room for so many guards, probes the kernel, starts the shared threads.
@@ -99,13 +105,17 @@ impl Engine {
     /// # Errors
     /// Status 1, naming the missing capability or what could not be had.
     pub fn set_up(setup: Setup) -> Result<Engine, Failed> {
-        let Setup { format, place, guards, agents, watched } = setup;
+        let Setup { format, place, guards, agents, watched, sysctl } = setup;
         let missing = missing_capabilities();
         if !missing.is_empty() {
             return Err(Failed::running(format!("missing capability: {} (run as root)", missing.join(", "))));
         }
-        let capacity = limits::prepare(&limits::Node::here(), guards);
+        let capacity = limits::prepare(&limits::Node { sysctl: &sysctl, ..limits::Node::here() }, guards);
         keep_workers_panics_quiet();
+        // Before any thread is started, and while it is still allowed.
+        if let Err(error) = join_node_cgroups() {
+            tracing::warn!(%error, "the cgroup namespace of the node's first process cannot be joined: pods may not be told");
+        }
         let features = Features::probe();
         let agents = Agents::find(&agents, &features).map_err(Failed::running)?;
         let failed = |what: &str, error: std::io::Error| Failed::running(format!("{what}: {error}"));
@@ -123,6 +133,7 @@ impl Engine {
         } else {
             (lines, None)
         };
+        let watched = relay.as_ref().map(|(relay, _)| relay.watched().clone()).unwrap_or_default();
         let shared = Shared {
             features,
             supervisor,
@@ -130,11 +141,14 @@ impl Engine {
             lookups,
             watches,
             lines,
+            known: Pool::default(),
+            watched,
             wants_everything: format == EventFormat::Json,
             stopping: Arc::new(AtomicBool::new(false)),
             agents: Some(agents)
                 .filter(|agents| !agents.is_empty())
                 .map(|agents| Arc::new(agents) as Arc<dyn NodeAgents>),
+            kin: Kin::default(),
             wrap: Wrapping::default(),
         };
         Ok(Engine {

@@ -6,6 +6,7 @@ pub mod check;
 pub mod demo;
 pub mod engine;
 pub mod guard;
+pub mod hold;
 pub mod preflight;
 pub mod serve;
 

@@ -133,7 +133,7 @@ fn limits() -> Vec<Finding> {
         },
         Finding { ok: limits.groups.is_some(), ..line("fanotify groups", limits.groups, groups) },
         line("fanotify marks", limits.marks, "at most for a user without CAP_SYS_ADMIN, which janusd has"),
-        line("inotify instances", limits.inotify_instances, "at most; janusd takes one"),
+        line("inotify instances", limits.inotify_instances, "at most; janusd takes two"),
         line("inotify watches", limits.inotify_watches, "directories whose changes are noticed"),
         line("inotify queue", limits.inotify_queue, "changes that wait at most; beyond, every guard surveys its root"),
         line("threads", limits.threads, "at most on the node; a guard takes two"),

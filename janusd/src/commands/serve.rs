@@ -16,20 +16,26 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::InterceptorLayer;
 use tonic::transport::Server;
+use tonic::{Request, Status};
 
 use super::engine::{Engine, Setup};
 use super::{DONE, Failed};
 use crate::admin::{self, Admin};
 use crate::container::Finder;
 use crate::events::relay::Relay;
-use crate::events::{EventFormat, Place};
+use crate::events::{self, EventFormat};
+use crate::handover::give::{GiveThread, Host};
+use crate::handover::place::Place;
+use crate::handover::take::{self, Home};
 use crate::limits::{Capacity, GUARDS_MEANT};
 use crate::metrics::Metrics;
 use crate::node::NodeEnforcer;
 use crate::policy::{check_dns_label, check_dns_subdomain};
 use crate::registry::{Bounds, Registry};
-use crate::server::tls::{self, Door, Files};
+use crate::server::entrance::{self, Visit};
+use crate::server::tls::{Door, Files};
 use crate::server::{Facts, LARGEST_MESSAGE, Service};
 
 /// SIGTERM ends within five seconds: so long for the guards, and as much again for the threads behind them.
@@ -52,10 +58,14 @@ pub struct Options {
     pub namespace: String,
     /// Certificates; `None`: plain text.
     pub files: Option<Files>,
+    /// Where guards change hands; `None`: they do not.
+    pub state_dir: Option<PathBuf>,
     /// More executables that are the node's agents.
     pub agents: Vec<PathBuf>,
     /// How event lines look.
     pub event_format: EventFormat,
+    /// Where limits may be raised.
+    pub sysctl: PathBuf,
 }
 
 /// Serves until SIGINT or SIGTERM; gives the exit status.
@@ -77,18 +87,22 @@ fn serve(options: Options) -> Result<(), Failed> {
         .map_err(|error| wrong("--namespace", error.to_string()))?;
     let door = options.files.clone().map(|files| Door::open(files, client)).transpose();
     let door = door.map_err(|error| wrong("--tls-cert, --tls-key, --tls-client-ca", error.to_string()))?;
+    let place = options.state_dir.as_deref().map(Place::take).transpose();
+    let place = place.map_err(|error| wrong("--state-dir", error.to_string()))?;
     let engine = Engine::set_up(Setup {
         format: options.event_format,
-        place: Place { pod: String::new(), node: options.node.clone() },
+        place: events::Place { pod: String::new(), node: options.node.clone() },
         guards: GUARDS_MEANT,
         agents: options.agents.clone(),
         watched: true,
+        sysctl: options.sysctl.clone(),
     })?;
     engine.confine();
     let failed = |what: &'static str| move |error: std::io::Error| Failed::running(format!("{what}: {error}"));
     let (finder, finder_thread) = Finder::start().map_err(failed("finder thread"))?;
     let metrics: Arc<Metrics> = Arc::default();
     metrics.serves();
+    metrics.finds(finder.tally().clone());
     let bounds = bounds(&engine.capacity);
     let enforcer = NodeEnforcer {
         shared: engine.shared.clone(),
@@ -105,7 +119,21 @@ fn serve(options: Options) -> Result<(), Failed> {
     let relay = engine.relay().ok_or_else(|| Failed::running("decisions cannot be watched"))?;
     let facts =
         Facts { node: options.node.clone(), bounds, audits: engine.shared.features.audit, started: SystemTime::now() };
+    let kin = engine.shared.kin.clone();
     let admin = Arc::new(Admin { metrics, ready: false.into(), guards: Arc::new(registry.census()) });
+    let giving = place.map(|place| {
+        let metrics = &admin.metrics;
+        let home = Home { registry: &registry, metrics, kin: &kin, node: &options.node, runtime: &runtime };
+        let heir = take::take(place.others, &home);
+        let holder = place.holder.and_then(|holder| take::take_held(holder, &home));
+        GiveThread::start(
+            place.listener,
+            heir,
+            holder,
+            Host { registry: registry.clone(), admin: admin.clone(), kin: kin.clone() },
+        )
+    });
+    let giving = giving.transpose().map_err(failed("hand-over thread"))?;
     if door.is_none() {
         tracing::warn!("--insecure: whoever reaches {} may lift every guard of this node", options.listen);
     }
@@ -119,7 +147,11 @@ fn serve(options: Options) -> Result<(), Failed> {
         let house = House { options: &options, registry: registry.clone(), relay, facts, admin: admin.clone() };
         house.run(door, way_out).await
     });
-    let deadline = Instant::now() + PATIENCE;
+    if let Some(giving) = giving {
+        giving.end();
+    }
+    // What is left are lines: their readers, and those of the log, may have stopped reading.
+    let deadline = Instant::now() + PATIENCE / 2;
     runtime.shutdown_timeout(PATIENCE / 4);
     registry_thread.end();
     drop(registry);
@@ -175,9 +207,15 @@ impl House<'_> {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()
             .map_err(|error| Failed::running(format!("reflection: {error}")))?;
+        let registry_draining = registry.clone();
         let service = Service::new(registry, relay, facts, closed.clone());
         let mut until_closed = closed.clone();
+        let noted = InterceptorLayer::new(|call: Request<()>| {
+            call.extensions().get::<Visit>().inspect(|visit| visit.calls());
+            Ok::<_, Status>(call)
+        });
         let server = Server::builder()
+            .layer(noted)
             .concurrency_limit_per_connection(CALLS as usize)
             .max_concurrent_streams(CALLS)
             .http2_keepalive_interval(Some(KEEPALIVE))
@@ -189,17 +227,19 @@ impl House<'_> {
                 // Its sender lives as long as this function.
                 let _closing = until_closed.wait_for(|closing| *closing).await;
             });
-        let accepting = tls::accept(listener, door, admin.metrics.clone(), connections);
+        let accepting = entrance::accept(listener, door, admin.metrics.clone(), connections);
         let telling = admin::serve(admin_listener, admin.clone());
         tokio::pin!(server, accepting, telling);
-        admin.ready.store(true, Ordering::Release);
+        if !registry_draining.draining() {
+            admin.ready.store(true, Ordering::Release);
+        }
         tracing::info!(grpc = %options.listen, admin = %options.admin_listen, node = options.node, "serving");
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
             ended = &mut server => return Err(Failed::running(format!("--listen: the server ended: {ended:?}"))),
             () = &mut accepting => return Err(Failed::running("--listen: the listener ended")),
-            ended = &mut telling => return Err(Failed::running(format!("--admin-listen: the server ended: {ended:?}"))),
+            () = &mut telling => return Err(Failed::running("--admin-listen: the server ended")),
         }
         tracing::info!("draining");
         admin.ready.store(false, Ordering::Release);
@@ -211,7 +251,7 @@ impl House<'_> {
                 ended = &mut server => if let Err(error) = ended {
                     tracing::warn!(%error, "the server did not end well");
                 },
-                _ = &mut telling => {}
+                () = &mut telling => {}
             }
         };
         let ((), in_time) = tokio::join!(way_out, tokio::time::timeout(PATIENCE / 2, last_calls));

@@ -11,11 +11,12 @@ use super::PodGuard;
 use crate::container::{Finder, PodUid};
 use crate::events::Whose;
 use crate::fanotify::GroupError;
-use crate::guard::{Answer, Report, Shared, StartError, SurveyError};
+use crate::guard::transfer::{Estate, Transfer};
+use crate::guard::{Answer, Report, Shared, StartError};
 use crate::limits::{Bound, Capacity};
 use crate::metrics::{Metrics, Tally};
 use crate::policy::GuardName;
-use crate::registry::port::{Enforcer, Failure, Job, Limit, Run, Teller};
+use crate::registry::port::{Enforcer, Failure, Job, Limit, Looked, Run, Teller};
 use crate::wire::ContainerName;
 
 /// What is left of a guard that has stopped is two threads on their last lines.
@@ -45,14 +46,33 @@ pub struct PodRun {
 impl Enforcer for NodeEnforcer {
     type Run = PodRun;
 
-    fn start(&mut self, job: &Job, running: usize, teller: Teller) -> Result<PodRun, Failure> {
-        self.capacity.admit(running).map_err(|exhausted| {
+    fn admit(&self, units: usize) -> Result<(), Failure> {
+        self.capacity.admit(units).map_err(|exhausted| {
             let (limit, at) = match exhausted.bound {
                 Bound::Groups(at) => (Limit::Groups, at),
                 Bound::OpenFiles(at) | Bound::Threads(at) | Bound::Pids(at) => (Limit::Process, at),
             };
             Failure::Limit { limit, at: Some(at), text: exhausted.to_string() }
-        })?;
+        })
+    }
+
+    fn start(&mut self, job: &Job, running: usize, teller: Teller) -> Result<PodRun, Failure> {
+        self.admit(running)?;
+        self.launch(job, teller, None)
+    }
+
+    fn inherit(&mut self, job: &Job, running: usize, teller: Teller, estate: Estate) -> Result<PodRun, Failure> {
+        self.admit(running)?;
+        self.launch(job, teller, Some(estate))
+    }
+
+    fn forget(&mut self, guard: &GuardName) {
+        self.metrics.forget(guard);
+    }
+}
+
+impl NodeEnforcer {
+    fn launch(&self, job: &Job, teller: Teller, estate: Option<Estate>) -> Result<PodRun, Failure> {
         let metrics = self.metrics.guard(job.spec.name());
         let tally = metrics.tally();
         let whose = Arc::new(Whose {
@@ -72,6 +92,7 @@ impl Enforcer for NodeEnforcer {
             metrics,
             &self.shared,
             &self.finder,
+            estate,
             answer(teller, || {}),
             ended,
         )?;
@@ -79,27 +100,36 @@ impl Enforcer for NodeEnforcer {
         run.know(&job.containers);
         Ok(run)
     }
+}
 
-    fn forget(&mut self, guard: &GuardName) {
-        self.metrics.forget(guard);
+impl PodRun {
+    fn know(&self, containers: &[ContainerName]) {
+        if self.guard.know(containers.iter().map(|it| (Arc::from(it.id()), Arc::from(it.name())))) {
+            self.finder.look();
+        }
     }
 }
 
 impl Run for PodRun {
     fn update(&mut self, job: &Job, teller: Teller) {
-        match cgroups(job) {
-            Ok(pod) => self.guard.look_for(pod, &self.finder),
+        let pod = match cgroups(job) {
+            Ok(pod) => pod,
             Err(failure) => return teller.failed(failure),
-        }
+        };
         let (whose, generation) = (self.guard.whose().clone(), job.generation);
         let in_force = move || whose.generation.store(generation, Ordering::Relaxed);
-        self.guard.update_then(job.spec.clone(), answer(teller, in_force));
+        let (rules, containers) = answer(teller, in_force).halves();
+        self.guard.update_then(job.spec.clone(), rules);
+        self.guard.look(pod, &self.finder, containers);
         self.know(&job.containers);
     }
 
-    fn know(&self, containers: &[ContainerName]) {
-        if self.guard.know(containers.iter().map(|it| (Arc::from(it.id()), Arc::from(it.name())))) {
-            self.finder.look();
+    fn look(&mut self, job: &Job, looked: Looked) {
+        self.know(&job.containers);
+        match cgroups(job) {
+            // How that went is in its report.
+            Ok(pod) => self.guard.look(pod, &self.finder, Answer::new(move |_result| drop(looked))),
+            Err(failure) => tracing::error!(%failure, "a pod was not looked at"),
         }
     }
 
@@ -111,6 +141,10 @@ impl Run for PodRun {
         if !self.guard.stop(LAST_LINES) {
             tracing::error!("a guard that has stopped has not ended");
         }
+    }
+
+    fn transfer(&self) -> Option<Transfer> {
+        Some(self.guard.transfer())
     }
 
     fn reports(&self) -> Arc<Mutex<Report>> {
@@ -128,8 +162,7 @@ fn answer(teller: Teller, in_force: impl FnOnce() + Send + 'static) -> Answer {
             in_force();
             teller.done();
         }
-        // That it has ended is told by itself.
-        Err(SurveyError::Stopped) => {}
+        // Also where it was dropped untold: the guard has ended, or its keeper has panicked over it.
         Err(error) => teller.failed(Failure::Internal(error.to_string())),
     })
 }
@@ -147,16 +180,21 @@ impl From<StartError> for Failure {
             StartError::Group(GroupError::GroupLimit) => Failure::Limit { limit: Limit::Groups, at: None, text },
             StartError::Group(GroupError::DescriptorLimit) => process(text),
             StartError::Group(GroupError::Permission | GroupError::Unsupported) => Failure::Kernel(text),
-            StartError::Resource { source, .. } if out_of(&source) => process(text),
-            StartError::Group(GroupError::Other(_)) | StartError::Survey(_) | StartError::Resource { .. } => {
-                Failure::Internal(text)
-            }
+            StartError::Resource { ref source, .. } => match exhausted(source) {
+                Some(limit) => process(format!("{text}; {limit} is reached")),
+                None => Failure::Internal(text),
+            },
+            StartError::Group(GroupError::Other(_)) | StartError::Survey(_) => Failure::Internal(text),
         }
     }
 }
 
-/// EMFILE and ENFILE, or EAGAIN of a thread that cannot be had.
-fn out_of(error: &std::io::Error) -> bool {
-    let errno = rustix::io::Errno::from_io_error(error);
-    matches!(errno, Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE)) || error.kind() == ErrorKind::WouldBlock
+/// The limit behind EMFILE and ENFILE, or behind EAGAIN of a thread that cannot be had.
+fn exhausted(error: &std::io::Error) -> Option<&'static str> {
+    match rustix::io::Errno::from_io_error(error) {
+        Some(rustix::io::Errno::MFILE) => Some("RLIMIT_NOFILE"),
+        Some(rustix::io::Errno::NFILE) => Some("fs.file-max"),
+        _ if error.kind() == ErrorKind::WouldBlock => Some("pids.max, kernel.threads-max or RLIMIT_NPROC"),
+        _ => None,
+    }
 }

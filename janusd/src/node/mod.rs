@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 pub use self::enforcer::NodeEnforcer;
 use crate::container::{Finder, PodUid, Sighting, Watch};
 use crate::events::Whose;
+use crate::guard::transfer::{Estate, Transfer};
 use crate::guard::{Answer, Door, Ended, Guard, Offer, Report, Roots, Shared, Site, StartError, SurveyError};
 use crate::metrics::GuardMetrics;
 use crate::policy::GuardSpec;
@@ -45,7 +46,7 @@ impl PodGuard {
             // Whoever waited has gone; the guard stands as it is.
             let _gone = tell.send(result);
         });
-        let guard = PodGuard::launch(spec, pod, whose, metrics, shared, finder, answer, Box::new(|| {}))?;
+        let guard = PodGuard::launch(spec, pod, whose, metrics, shared, finder, None, answer, Box::new(|| {}))?;
         match told.recv().unwrap_or(Err(SurveyError::Stopped)) {
             Ok(()) => Ok(guard),
             Err(error) => {
@@ -68,10 +69,12 @@ impl PodGuard {
         metrics: GuardMetrics,
         shared: &Shared,
         finder: &Finder,
+        estate: Option<Estate>,
         answer: Answer,
         ended: Ended,
     ) -> Result<PodGuard, StartError> {
-        let guard = Guard::launch(spec, Roots::Pod(Offer::default()), Some(whose.clone()), metrics, shared, ended)?;
+        let roots = Roots::Pod(Offer::default());
+        let guard = Guard::launch(spec, roots, Some(whose.clone()), metrics, shared, estate, ended)?;
         let porch = Arc::new(Porch { door: guard.door(), inside: Mutex::default() });
         let watch = watch(finder, &pod, &porch, answer);
         Ok(PodGuard { watch, guard, pod, whose, porch })
@@ -90,12 +93,11 @@ impl PodGuard {
         self.guard.update_then(spec, answer);
     }
 
-    /// The pod's cgroups bear another UID than was thought.
-    pub fn look_for(&mut self, pod: PodUid, finder: &Finder) {
-        if pod != self.pod {
-            self.watch = watch(finder, &pod, &self.porch, Answer::unasked());
-            self.pod = pod;
-        }
+    /// Looks which containers the pod has now; answers once they are guarded. Its cgroups may bear another UID than was
+    /// thought.
+    pub fn look(&mut self, pod: PodUid, finder: &Finder, answer: Answer) {
+        self.watch = watch(finder, &pod, &self.porch, answer);
+        self.pod = pod;
     }
 
     /// Learns containers' names by their ids. Those that the runtime's bundle gives count before these. True when there is
@@ -107,6 +109,11 @@ impl PodGuard {
     /// Whose events it answers.
     pub fn whose(&self) -> &Arc<Whose> {
         &self.whose
+    }
+
+    /// [`Guard::transfer`].
+    pub fn transfer(&self) -> Transfer {
+        self.guard.transfer()
     }
 
     /// How it is.

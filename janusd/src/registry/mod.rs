@@ -14,7 +14,7 @@ pub use state::{
     Effect, FIRST_RETRY, Health, Input, LONGEST_RETRY, Phase, Refusal, STEADY, Standing, Target, Ticket, Unit,
 };
 
-pub use thread::{Brief, Census, Denied, Everything, Registry, RegistryThread, UnitState};
+pub use thread::{Bequest, Brief, Census, Denied, Everything, Registry, RegistryThread, UnitState};
 
 /// How many guards are taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,12 +10,22 @@ use parking_lot::Mutex;
 use super::state::Ticket;
 use super::thread::Message;
 use crate::guard::Report;
+use crate::guard::transfer::{Estate, Transfer};
 use crate::metrics::Tally;
 use crate::policy::{GuardName, GuardSpec};
 use crate::wire::{ContainerName, PodName, UnitId};
 
 /// Puts guards in force.
 pub trait Enforcer: Send + 'static {
+    /// Whether one more unit fits beside so many.
+    ///
+    /// # Errors
+    /// [`Failure::Limit`], naming what stands against it.
+    fn admit(&self, units: usize) -> Result<(), Failure> {
+        let _all_the_same = units;
+        Ok(())
+    }
+
     /// One guard in one pod, being put in force, in force, or on its way out.
     type Run: Run;
 
@@ -26,6 +36,16 @@ pub trait Enforcer: Send + 'static {
     /// [`Failure`]; nothing is left behind then.
     fn start(&mut self, job: &Job, running: usize, teller: Teller) -> Result<Self::Run, Failure>;
 
+    /// The same of one that another process has handed over: with its groups, which that one reads until it is told
+    /// otherwise. `teller` says [`Teller::done`] once all is ready to be taken up.
+    ///
+    /// # Errors
+    /// Likewise; the other process still has the groups.
+    fn inherit(&mut self, job: &Job, running: usize, teller: Teller, estate: Estate) -> Result<Self::Run, Failure> {
+        drop(estate);
+        self.start(job, running, teller)
+    }
+
     /// A guard is in no pod any more.
     fn forget(&mut self, guard: &GuardName);
 }
@@ -34,12 +54,16 @@ pub trait Enforcer: Send + 'static {
 pub trait Run: Send {
     /// Brings it up to date in place; `teller` says [`Teller::done`] or [`Teller::failed`].
     fn update(&mut self, job: &Job, teller: Teller);
-    /// Learns names of containers.
-    fn know(&self, containers: &[ContainerName]);
+    /// Looks which containers the pod has now; drops `looked` once they are guarded, or are not to be.
+    fn look(&mut self, job: &Job, looked: Looked);
     /// Ends it, whatever it is doing; [`Teller::gone`] says when it has ended.
     fn stop(&self);
     /// Has ended: lets go of what is left.
     fn finish(self);
+    /// The way to bring it to another process, if there is one.
+    fn transfer(&self) -> Option<Transfer> {
+        None
+    }
     /// How it is, for whoever asks later.
     fn reports(&self) -> Arc<Mutex<Report>>;
     /// What it has answered.
@@ -95,6 +119,21 @@ pub enum Limit {
     Process,
 }
 
+/// A look at a pod's containers that somebody waits for: over when this is dropped.
+#[derive(Debug)]
+pub struct Looked {
+    pub(super) messages: Sender<Message>,
+    pub(super) unit: UnitId,
+    pub(super) look: u64,
+}
+
+impl Drop for Looked {
+    fn drop(&mut self) {
+        // The registry has ended, and with it whoever wanted to know.
+        let _ended = self.messages.send(Message::Looked { unit: self.unit.clone(), look: self.look });
+    }
+}
+
 /// Says what became of a step, and of a run. Never blocks.
 #[derive(Debug, Clone)]
 pub struct Teller {
@@ -107,7 +146,7 @@ pub struct Teller {
 impl Teller {
     /// The step is in force.
     pub fn done(&self) {
-        self.tell(Message::Done { unit: self.unit.clone(), step: self.step });
+        self.tell(Message::Done { unit: self.unit.clone(), run: self.run, step: self.step });
     }
 
     /// The step has failed. Of an update: what was in force before still is.

@@ -31,7 +31,8 @@ pub const LONGEST_RETRY: Duration = Duration::from_secs(64);
 /// A run that held this long before it died is tried again after [`FIRST_RETRY`], however often it had failed before.
 pub const STEADY: Duration = Duration::from_secs(64);
 
-/// Names one step that the engine was asked for, or one wait; never used twice in a unit.
+/// Names one step that the engine was asked for, or one wait; never used twice in a unit, nor in two units of different
+/// [`Unit::series`].
 ///
 /// A run bears the ticket of the step that started it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -242,6 +243,8 @@ pub struct Unit<S> {
     strikes: u32,
     died: bool,
     restarts: u64,
+    /// What is wanted was accepted after it died.
+    renewed: bool,
     closed: bool,
 }
 
@@ -258,8 +261,17 @@ impl<S> Default for Unit<S> {
             strikes: 0,
             died: false,
             restarts: 0,
+            renewed: false,
             closed: false,
         }
+    }
+}
+
+impl<S> Unit<S> {
+    /// One whose tickets are none of those of another series: what is said late about a unit that has been forgotten must
+    /// not be taken for its successor's.
+    pub fn series(number: u32) -> Unit<S> {
+        Unit { last_ticket: u64::from(number) << u32::BITS, ..Unit::default() }
     }
 }
 
@@ -324,6 +336,7 @@ impl<S: Clone + Eq> Unit<S> {
             self.died = false;
         }
         self.wanted = Some(target);
+        self.renewed = true;
         self.failures = 0;
         self.strikes = 0;
         Ok(true)
@@ -446,6 +459,7 @@ impl<S: Clone + Eq> Unit<S> {
             _ => return Effect::Nothing,
         };
         self.died = true;
+        self.renewed = false;
         if now.saturating_sub(force.since) >= STEADY {
             self.strikes = 0;
         }
@@ -506,12 +520,12 @@ impl<S: Eq> Unit<S> {
         }
     }
 
-    /// How it stands. A try after a failure counts as the failure until it has succeeded.
+    /// How it stands. A try after a failure counts as the failure until it has succeeded, or something else is wanted.
     pub fn standing(&self) -> Standing {
         match &self.state {
             State::Stopped => Standing::Absent,
             State::Failed { .. } => Standing::Failed,
-            State::Starting { .. } if self.failures > 0 || self.died => Standing::Failed,
+            State::Starting { .. } if self.failures > 0 || self.died && !self.renewed => Standing::Failed,
             State::Updating { .. } if self.failures > 0 => Standing::Degraded,
             State::Starting { .. } | State::Updating { .. } => Standing::Pending,
             State::Draining { .. } if self.wanted.is_some() => Standing::Pending,

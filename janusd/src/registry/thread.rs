@@ -18,18 +18,23 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::port::{Enforcer, Failure, Job, Limit, Run, Teller};
+use super::port::{Enforcer, Failure, Job, Limit, Looked, Run, Teller};
 use super::state::{Effect, Health, Input, Phase, Refusal, Standing, Ticket, Unit};
 use super::{Bounds, Leader};
+use crate::doorbell::Bell;
 use crate::guard::Report;
+use crate::guard::transfer::{Estate, Transfer};
 use crate::metrics::{GuardState, MarkCounts, Tally};
 use crate::policy::{GuardName, GuardSpec};
-use crate::wire::{Create, Destroy, PodName, UnitId};
+use crate::wire::{ContainerName, Create, Destroy, PodName, UnitId};
 
 /// Guards that are in no pod any more whose series are kept a while longer: one that moves between pods keeps its counts.
 const REMEMBERED: usize = 64;
+/// Names of containers that are kept of a pod: more than it can have at once. The oldest go first.
+const MOST_NAMES: usize = 512;
 
-/// A spec as the state machine compares it: two that were sent alike mean the same.
+/// A spec as the state machine compares it: two that were sent alike mean the same. Not the pod: what is learned of it is
+/// news, and no other spec.
 #[derive(Debug, Clone)]
 pub struct Brief {
     create: Arc<Create>,
@@ -38,7 +43,7 @@ pub struct Brief {
 
 impl PartialEq for Brief {
     fn eq(&self, other: &Brief) -> bool {
-        self.create.sent == other.create.sent && self.create.pod == other.create.pod
+        self.create.sent == other.create.sent
     }
 }
 
@@ -49,10 +54,16 @@ pub(super) enum Message {
     Destroy(Destroy, Reply<()>),
     Look(UnitId, oneshot::Sender<Option<Box<UnitState>>>),
     All(oneshot::Sender<Everything>),
-    Done { unit: UnitId, step: Ticket },
+    Done { unit: UnitId, run: Ticket, step: Ticket },
+    Looked { unit: UnitId, look: u64 },
     Failed { unit: UnitId, run: Ticket, step: Ticket, failure: Failure },
     Gone { unit: UnitId, run: Ticket },
     Drain(oneshot::Sender<()>),
+    Bequeath(oneshot::Sender<(Vec<Bequest>, u64)>),
+    Units(oneshot::Sender<Vec<Bequest>>),
+    Resume,
+    Tell(Bell),
+    Inherit(Box<Create>, Option<Box<Estate>>, u64, Reply<UnitState>),
     End,
 }
 
@@ -73,6 +84,23 @@ pub enum Denied {
     /// The registry has ended.
     #[error("the daemon is ending")]
     Ended,
+}
+
+/// A unit that is to be brought to another process, or was brought from one.
+#[derive(Debug)]
+pub struct Bequest {
+    /// Guard and pod.
+    pub unit: UnitId,
+    /// The guard's names.
+    pub guard: GuardName,
+    /// What is to be in force.
+    pub create: Arc<Create>,
+    /// The highest epoch that it has seen.
+    pub epoch: u64,
+    /// Names of its containers, as far as any caller has known them.
+    pub containers: Vec<ContainerName>,
+    /// Its run, if it has one that could be handed over, and what it has answered.
+    pub run: Option<(Transfer, Arc<Tally>)>,
 }
 
 /// All there is.
@@ -151,10 +179,14 @@ impl Registry {
             leader: Leader::default(),
             units: BTreeMap::new(),
             retries: BinaryHeap::new(),
+            series: 0,
+            looks: 0,
             empty: Vec::new(),
             census: census.clone(),
             draining: draining.clone(),
             drained: Vec::new(),
+            bequeathing: false,
+            bell: None,
             began: Instant::now(),
         };
         let thread = std::thread::Builder::new().name("janus-registry".into()).spawn(move || clerk.serve())?;
@@ -192,6 +224,58 @@ impl Registry {
     pub async fn drain(&self) {
         // Ended: then they are.
         let _ended = self.ask(Message::Drain).await;
+    }
+
+    /// Takes no more calls, and gives what there is and the highest epoch heard: all of it is to be in another process's
+    /// hands soon. [`Registry::resume`] goes on, [`Registry::drain`] ends it. `None`: the registry has ended.
+    ///
+    /// Blocks, so not for async code.
+    pub fn bequeath(&self) -> Option<(Vec<Bequest>, u64)> {
+        let (reply, answer) = oneshot::channel();
+        self.messages.send(Message::Bequeath(reply)).ok()?;
+        answer.blocking_recv().ok()
+    }
+
+    /// What there is, as it would be handed over; it goes on. `None`: the registry has ended.
+    ///
+    /// Blocks, so not for async code.
+    pub fn units(&self) -> Option<Vec<Bequest>> {
+        let (reply, answer) = oneshot::channel();
+        self.messages.send(Message::Units(reply)).ok()?;
+        answer.blocking_recv().ok()
+    }
+
+    /// [`Registry::drain`], for whoever does not wait.
+    pub fn begin_drain(&self) {
+        let (reply, _nobody_waits) = oneshot::channel();
+        // Ended: then they are.
+        let _ended = self.messages.send(Message::Drain(reply));
+    }
+
+    /// Rings whenever something has changed.
+    pub(crate) fn ring(&self, bell: Bell) {
+        // Ended: then nothing changes.
+        let _ended = self.messages.send(Message::Tell(bell));
+    }
+
+    /// Takes calls again.
+    pub fn resume(&self) {
+        // Ended: then nobody calls.
+        let _ended = self.messages.send(Message::Resume);
+    }
+
+    /// Takes a unit from another process, as [`Registry::create`] does from a call; with an estate, its groups. `epoch` is
+    /// the highest that one had heard. The answer comes once it is ready.
+    pub fn inherit(
+        &self,
+        create: Create,
+        estate: Option<Estate>,
+        epoch: u64,
+    ) -> oneshot::Receiver<Result<Box<UnitState>, Denied>> {
+        let (reply, answer) = oneshot::channel();
+        // Ended: whoever waits for the answer learns that.
+        let _ended = self.messages.send(Message::Inherit(Box::new(create), estate.map(Box::new), epoch, reply));
+        answer
     }
 
     /// Whether no more guards are taken.
@@ -232,6 +316,8 @@ struct Counted {
     phase: Phase,
     /// Was in force, died, and is not back yet.
     died: bool,
+    /// The last update has failed.
+    behind: bool,
     report: Option<Arc<Mutex<Report>>>,
 }
 
@@ -249,11 +335,12 @@ impl Census {
             (_, Phase::Draining | Phase::Stopped) => GuardState::Draining,
             (_, Phase::Starting | Phase::Failed) => GuardState::Starting,
             (_, Phase::Updating) => GuardState::Updating,
-            (Standing::Degraded, _) => GuardState::Degraded,
-            (_, Phase::Guarding) if counted.report.as_deref().map(health) == Some(Health::Degraded) => {
-                GuardState::Degraded
-            }
-            (_, Phase::Guarding) => GuardState::Guarding,
+            (_, Phase::Guarding) if counted.behind => GuardState::Degraded,
+            // As it is now, which the machine is told only when somebody asks.
+            (_, Phase::Guarding) => match counted.report.as_deref().map(health) {
+                Some(Health::InForce) => GuardState::Guarding,
+                Some(Health::Degraded) | None => GuardState::Degraded,
+            },
         };
         self.0.lock().values().map(state).collect()
     }
@@ -276,14 +363,22 @@ struct Entry<R> {
     guard: GuardName,
     pod: PodName,
     spec: Arc<GuardSpec>,
-    run: Option<R>,
+    run: Option<(Ticket, R)>,
     /// The step whose outcome is in force.
     step: Option<Ticket>,
+    /// Names of its containers, as far as any caller has known them.
+    names: Vec<ContainerName>,
+    /// The look at its containers that those wait for who created again what is in force.
+    looking: Option<u64>,
+    /// Worker threads that were begun anew in runs that have ended.
+    worker_restarts: u64,
     /// The run that was told to end because its start came to nothing.
     ending: Option<Ticket>,
     failure: Option<Failure>,
     created: Vec<Reply<UnitState>>,
     destroyed: Vec<Reply<()>>,
+    /// From another process, for its first run.
+    estate: Option<Box<Estate>>,
 }
 
 struct Clerk<E: Enforcer> {
@@ -294,11 +389,19 @@ struct Clerk<E: Enforcer> {
     leader: Leader,
     units: BTreeMap<UnitId, Entry<E::Run>>,
     retries: BinaryHeap<Reverse<(Instant, UnitId, Ticket)>>,
+    /// Of the next unit.
+    series: u32,
+    /// Looks that were asked for.
+    looks: u64,
     /// Guards that are in no pod, the last one last.
     empty: Vec<GuardName>,
     census: Census,
     draining: Arc<AtomicBool>,
     drained: Vec<oneshot::Sender<()>>,
+    /// Another process is about to take all of it.
+    bequeathing: bool,
+    /// Rung when a unit has changed.
+    bell: Option<Bell>,
     began: Instant,
 }
 
@@ -313,7 +416,8 @@ impl<E: Enforcer> Clerk<E> {
 
     fn run(&mut self) {
         loop {
-            let due = self.retries.peek().map(|Reverse((due, ..))| *due);
+            // What has failed here may do better there.
+            let due = self.retries.peek().map(|Reverse((due, ..))| *due).filter(|_| !self.bequeathing);
             let message = match due {
                 Some(due) => self.messages.recv_deadline(due),
                 None => self.messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -323,7 +427,8 @@ impl<E: Enforcer> Clerk<E> {
                 Ok(message) => self.take(message),
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            while let Some(Reverse((due, ..))) = self.retries.peek()
+            while !self.bequeathing
+                && let Some(Reverse((due, ..))) = self.retries.peek()
                 && *due <= Instant::now()
                 && let Some(Reverse((_, unit, ticket))) = self.retries.pop()
             {
@@ -338,7 +443,7 @@ impl<E: Enforcer> Clerk<E> {
 
     fn take(&mut self, message: Message) {
         match message {
-            Message::Create(create, reply) => self.create(*create, reply),
+            Message::Create(create, reply) => self.create(*create, None, false, reply),
             Message::Destroy(destroy, reply) => self.destroy(destroy, reply),
             Message::Look(unit, reply) => {
                 self.refresh(&unit);
@@ -352,8 +457,8 @@ impl<E: Enforcer> Clerk<E> {
                 let draining = self.draining.load(Ordering::Relaxed);
                 let _gone = reply.send(Everything { units, epoch: self.leader.epoch(), draining });
             }
-            Message::Done { unit, step } => {
-                let Some(entry) = self.units.get_mut(&unit) else { return };
+            Message::Done { unit, run, step } => {
+                let Some(entry) = self.units.get_mut(&unit).filter(|entry| entry.runs(run)) else { return };
                 if entry.ending.is_none() {
                     let health = entry.health();
                     entry.step = Some(step);
@@ -365,14 +470,23 @@ impl<E: Enforcer> Clerk<E> {
                     }
                 }
             }
+            Message::Looked { unit, look } => {
+                let Some(entry) = self.units.get_mut(&unit).filter(|entry| entry.looking == Some(look)) else { return };
+                entry.looking = None;
+                self.settle(&unit);
+            }
             Message::Failed { unit, run, step, failure } => {
-                let Some(entry) = self.units.get_mut(&unit) else { return };
+                let Some(entry) = self.units.get_mut(&unit).filter(|entry| entry.runs(run)) else { return };
+                // It has been told to end, and whatever it was about with it.
+                if entry.unit.phase() == Phase::Draining || entry.ending.is_some() {
+                    return;
+                }
                 tracing::warn!(guard = %entry.guard, pod = entry.pod.name(), %failure, "not put in force; it is tried again");
                 entry.failure = Some(failure);
                 if run == step && entry.unit.phase() == Phase::Starting {
                     // There must not be two of them: the next one starts once this one has ended.
                     entry.ending = Some(run);
-                    if let Some(run) = &entry.run {
+                    if let Some((_, run)) = &entry.run {
                         run.stop();
                     }
                 } else {
@@ -380,14 +494,15 @@ impl<E: Enforcer> Clerk<E> {
                 }
             }
             Message::Gone { unit, run } => {
-                let Some(entry) = self.units.get_mut(&unit) else { return };
+                let Some(entry) = self.units.get_mut(&unit).filter(|entry| entry.runs(run)) else { return };
                 if entry.ending.take().is_none() && matches!(entry.unit.phase(), Phase::Guarding | Phase::Updating) {
                     entry.failure = Some(Failure::Internal("the guard has ended by itself".to_owned()));
                 }
-                if let Some(run) = entry.run.take() {
+                if let Some((_, run)) = entry.run.take() {
+                    entry.worker_restarts += run.tally().restarts();
                     run.finish();
                 }
-                entry.step = None;
+                (entry.step, entry.looking) = (None, None);
                 self.feed(&unit, Input::Gone { run });
             }
             Message::Drain(reply) => {
@@ -397,18 +512,39 @@ impl<E: Enforcer> Clerk<E> {
                 ids.iter().for_each(|unit| self.feed(unit, Input::Drain));
                 self.tell_drained();
             }
+            Message::Bequeath(reply) => {
+                self.bequeathing = true;
+                self.draining.store(true, Ordering::Relaxed);
+                let bequests = self.units.iter().filter_map(|(id, entry)| entry.bequest(id)).collect();
+                let _gone = reply.send((bequests, self.leader.epoch()));
+            }
+            Message::Units(reply) => {
+                let _gone = reply.send(self.units.iter().filter_map(|(id, entry)| entry.bequest(id)).collect());
+            }
+            Message::Tell(bell) => self.bell = Some(bell),
+            Message::Resume => {
+                self.bequeathing = false;
+                self.draining.store(false, Ordering::Relaxed);
+            }
+            Message::Inherit(create, estate, epoch, reply) => {
+                // Heard by that one; later leaders may have called here since.
+                let _stale = self.leader.hear(epoch);
+                self.create(*create, estate, true, reply);
+            }
             Message::End => {}
         }
     }
 
-    fn create(&mut self, create: Create, reply: Reply<UnitState>) {
+    /// `inherited`: of another process, with an estate or without.
+    fn create(&mut self, create: Create, estate: Option<Box<Estate>>, inherited: bool, reply: Reply<UnitState>) {
         let denied = |reply: Reply<UnitState>, denied: Denied| {
             let _gone = reply.send(Err(denied));
         };
         if self.draining.load(Ordering::Relaxed) {
             return denied(reply, Refusal::Draining.into());
         }
-        if let Err(refusal) = self.leader.hear(create.caller.epoch()) {
+        // What was inherited may have come by an earlier leader than the last one that was heard.
+        if !inherited && let Err(refusal) = self.leader.hear(create.caller.epoch()) {
             return denied(reply, refusal.into());
         }
         let id = create.unit.clone();
@@ -423,34 +559,57 @@ impl<E: Enforcer> Clerk<E> {
         let spec = Arc::new(create.spec.clone());
         let brief = Brief { create: create.clone(), spec: spec.clone() };
         let now = self.now();
+        if !self.units.contains_key(&id) {
+            self.series = self.series.wrapping_add(1);
+        }
+        let series = self.series;
         let entry = self.units.entry(id.clone()).or_insert_with(|| Entry {
-            unit: Unit::default(),
+            unit: Unit::series(series),
             guard: guard.clone(),
             pod: create.pod.clone(),
             spec,
             run: None,
             step: None,
+            names: Vec::new(),
+            looking: None,
+            worker_restarts: 0,
             ending: None,
             failure: None,
             created: Vec::new(),
             destroyed: Vec::new(),
+            estate: None,
         });
+        entry.estate = estate;
         let effect = entry.unit.apply(Input::Create { epoch, generation, spec: brief }, now);
         if let Effect::Refuse(refusal) = effect {
             denied(reply, refusal.into());
             return self.settle(&id);
         }
-        if !create.containers.is_empty()
-            && let Some(run) = &entry.run
-        {
-            run.know(&create.containers);
-        }
+        entry.pod = create.pod.clone();
+        entry.learn(&create.containers);
+        // Whoever calls again and again, and does not wait for the answer.
+        entry.created.retain(|reply| !reply.is_closed());
+        entry.created.push(reply);
+        // In force it was; is it in force in the containers that there are by now?
+        let look = effect == Effect::Nothing && entry.unit.phase() == Phase::Guarding;
         self.empty.retain(|empty| *empty != guard);
-        if let Some(entry) = self.units.get_mut(&id) {
-            entry.created.push(reply);
-        }
         self.carry_out(&id, effect);
+        if look {
+            self.look(&id);
+        }
         self.settle(&id);
+    }
+
+    /// Has a unit's containers looked at; whoever waits is answered afterwards.
+    fn look(&mut self, id: &UnitId) {
+        self.looks += 1;
+        let looked = Looked { messages: self.post.clone(), unit: id.clone(), look: self.looks };
+        let Some(entry) = self.units.get_mut(id) else { return };
+        let Some(job) = entry.unit.in_force().cloned().map(|target| entry.job(id, &target)) else { return };
+        if let Some((_, run)) = &mut entry.run {
+            entry.looking = Some(self.looks);
+            run.look(&job, looked);
+        }
     }
 
     /// Whether one more guard is taken.
@@ -460,6 +619,8 @@ impl<E: Enforcer> Clerk<E> {
             let text = format!("{whose} {at} guards in pods of this node, and there may be no more");
             Err(Failure::Limit { limit, at: Some(at.into()), text })
         };
+        // First, for it knows why no more fit.
+        self.enforcer.admit(self.units.len())?;
         if self.units.len() >= guards as usize {
             return limit(Limit::Guards, guards, "there are");
         }
@@ -471,6 +632,10 @@ impl<E: Enforcer> Clerk<E> {
     }
 
     fn destroy(&mut self, destroy: Destroy, reply: Reply<()>) {
+        if self.bequeathing {
+            let _gone = reply.send(Err(Refusal::Draining.into()));
+            return;
+        }
         if let Err(refusal) = self.leader.hear(destroy.caller.epoch()) {
             let _gone = reply.send(Err(refusal.into()));
             return;
@@ -486,6 +651,7 @@ impl<E: Enforcer> Clerk<E> {
             let _gone = reply.send(Err(refusal.into()));
             return;
         }
+        entry.destroyed.retain(|reply| !reply.is_closed());
         entry.destroyed.push(reply);
         self.carry_out(&destroy.unit, effect);
         self.settle(&destroy.unit);
@@ -507,20 +673,18 @@ impl<E: Enforcer> Clerk<E> {
             let running = self.units.values().filter(|entry| entry.run.is_some()).count();
             let Some(entry) = self.units.get_mut(id) else { return };
             let teller = |run, step| Teller { messages: self.post.clone(), unit: id.clone(), run, step };
-            let job = |target: &super::Target<Brief>| Job {
-                unit: id.clone(),
-                pod: target.spec.create.pod.clone(),
-                generation: target.generation,
-                spec: target.spec.spec.clone(),
-                containers: target.spec.create.containers.clone(),
-            };
             effect = match effect {
                 // A refusal is told to whoever called.
                 Effect::Nothing | Effect::Refuse(_) => return,
                 Effect::Start { ticket, target } => {
-                    match self.enforcer.start(&job(&target), running, teller(ticket, ticket)) {
+                    let (job, teller) = (entry.job(id, &target), teller(ticket, ticket));
+                    let started = match entry.estate.take() {
+                        None => self.enforcer.start(&job, running, teller),
+                        Some(estate) => self.enforcer.inherit(&job, running, teller, *estate),
+                    };
+                    match started {
                         Ok(run) => {
-                            entry.run = Some(run);
+                            entry.run = Some((ticket, run));
                             return;
                         }
                         Err(failure) => {
@@ -531,13 +695,16 @@ impl<E: Enforcer> Clerk<E> {
                     }
                 }
                 Effect::Update { run, ticket, target } => {
-                    if let Some(running) = &mut entry.run {
-                        running.update(&job(&target), teller(run, ticket));
+                    // It looks at the containers too.
+                    entry.looking = None;
+                    let job = entry.job(id, &target);
+                    if let Some((_, running)) = &mut entry.run {
+                        running.update(&job, teller(run, ticket));
                     }
                     return;
                 }
                 Effect::Stop { .. } => {
-                    if let Some(run) = &entry.run {
+                    if let Some((_, run)) = &entry.run {
                         run.stop();
                     }
                     return;
@@ -557,16 +724,19 @@ impl<E: Enforcer> Clerk<E> {
             && let Some(ticket) = entry.step
         {
             let health = entry.health();
-            entry.unit.apply(Input::Done { ticket, health }, now);
-            self.count(id);
+            // No step is due: it was done long ago.
+            let _nothing = entry.unit.apply(Input::Done { ticket, health }, now);
         }
     }
 
     /// Answers whoever waits for what has come about, and forgets a unit that is no more.
     fn settle(&mut self, id: &UnitId) {
+        self.refresh(id);
+        // Before anybody is answered, who may look at once.
+        self.count(id);
         let Some(entry) = self.units.get_mut(id) else { return };
         let standing = entry.unit.standing();
-        if standing != Standing::Pending {
+        if standing != Standing::Pending && entry.looking.is_none() {
             for reply in std::mem::take(&mut entry.created) {
                 let answer = match standing {
                     Standing::Absent | Standing::Draining => Err(Denied::Lifted),
@@ -576,8 +746,8 @@ impl<E: Enforcer> Clerk<E> {
                 let _gone = reply.send(answer);
             }
         }
-        if entry.unit.accepted().is_some() || standing == Standing::Absent {
-            // Lifted, or put in force again by a later call.
+        if entry.unit.phase() != Phase::Draining {
+            // Lifted, and perhaps on its way again by a later call.
             for reply in std::mem::take(&mut entry.destroyed) {
                 let _gone = reply.send(Ok(Box::new(())));
             }
@@ -591,12 +761,15 @@ impl<E: Enforcer> Clerk<E> {
                     self.enforcer.forget(&self.empty.remove(0));
                 }
             }
+            self.count(id);
         }
-        self.count(id);
         self.tell_drained();
     }
 
     fn count(&self, id: &UnitId) {
+        if let Some(bell) = &self.bell {
+            bell.ring();
+        }
         let mut census = self.census.0.lock();
         match self.units.get(id) {
             None => drop(census.remove(id)),
@@ -605,7 +778,8 @@ impl<E: Enforcer> Clerk<E> {
                     standing: entry.unit.standing(),
                     phase: entry.unit.phase(),
                     died: entry.unit.died(),
-                    report: entry.run.as_ref().map(Run::reports),
+                    behind: entry.unit.failures() > 0,
+                    report: entry.run.as_ref().map(|(_, run)| run.reports()),
                 };
                 census.insert(id.clone(), counted);
             }
@@ -622,8 +796,39 @@ impl<E: Enforcer> Clerk<E> {
 }
 
 impl<R: Run> Entry<R> {
+    /// Whether this is the run that there is: what another one has left to say is of no account.
+    fn runs(&self, run: Ticket) -> bool {
+        self.run.as_ref().is_some_and(|(ticket, _)| *ticket == run)
+    }
+
     fn health(&self) -> Health {
-        self.run.as_ref().map_or(Health::InForce, |run| health(&run.reports()))
+        self.run.as_ref().map_or(Health::Degraded, |(_, run)| health(&run.reports()))
+    }
+
+    fn learn(&mut self, containers: &[ContainerName]) {
+        self.names.retain(|known| !containers.iter().any(|container| container.id() == known.id()));
+        self.names.extend_from_slice(containers);
+        let too_many = self.names.len().saturating_sub(MOST_NAMES);
+        self.names.drain(..too_many);
+    }
+
+    fn job(&self, id: &UnitId, target: &super::Target<Brief>) -> Job {
+        Job {
+            unit: id.clone(),
+            pod: self.pod.clone(),
+            generation: target.generation,
+            spec: target.spec.spec.clone(),
+            containers: self.names.clone(),
+        }
+    }
+
+    fn bequest(&self, id: &UnitId) -> Option<Bequest> {
+        let target = self.unit.accepted()?;
+        let (create, containers) = (target.spec.create.clone(), self.names.clone());
+        let (epoch, _) = self.unit.seen();
+        let run = self.run.as_ref().filter(|_| self.ending.is_none() && self.unit.phase() != Phase::Draining);
+        let run = run.and_then(|(_, run)| Some((run.transfer()?, run.tally())));
+        Some(Bequest { unit: id.clone(), guard: self.guard.clone(), create, epoch, containers, run })
     }
 
     fn why_failed(&self) -> Failure {
@@ -631,7 +836,7 @@ impl<R: Run> Entry<R> {
     }
 
     fn state(&self, id: &UnitId) -> UnitState {
-        let run = self.run.as_ref().map(|run| (run.reports().lock().clone(), run.tally()));
+        let run = self.run.as_ref().map(|(_, run)| (run.reports().lock().clone(), run.tally()));
         let target = self.unit.in_force().or(self.unit.accepted());
         let worker_restarts = run.as_ref().map_or(0, |(_, tally)| tally.restarts());
         UnitState {
@@ -642,7 +847,7 @@ impl<R: Run> Entry<R> {
             generation: self.unit.in_force().map_or(0, |target| target.generation),
             accepted: self.unit.accepted().map_or(0, |target| target.generation),
             failures: self.unit.failures(),
-            restarts: self.unit.restarts() + worker_restarts,
+            restarts: self.unit.restarts() + self.worker_restarts + worker_restarts,
             failure: self.failure.clone(),
             spec: target.map_or(&self.spec, |target| &target.spec.spec).clone(),
             run,

@@ -1,0 +1,123 @@
+//! What this janusd has with the holder, kept up to date: should it be killed, the holder keeps its groups open.
+
+use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use prost::Message;
+
+use super::link::{Link, LinkError};
+use super::message::{Deposit, DepositKnown, Estate, Known, Part, Unit, Withdraw};
+use crate::guard::transfer::Transfer;
+use crate::limits::DESCRIPTORS_LEFT;
+use crate::policy::{Enforcement, FailurePolicy};
+use crate::registry::{Bequest, Registry};
+use crate::wire::UnitId;
+
+/// For anything that is said.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// For a guard to share what it has.
+const SHARING: Duration = Duration::from_millis(500);
+/// A guard that could not be shared is tried again after this.
+const AGAIN: Duration = Duration::from_millis(900);
+/// Files in one frame: a name is 4,096 bytes at most, so they fit.
+const FILES: usize = 1024;
+
+/// The holder, and what it has.
+#[derive(Debug)]
+pub(super) struct Depot {
+    pub(super) link: Link,
+    /// Of each unit: the generation, and the worker whose groups they are.
+    deposited: BTreeMap<UnitId, (i64, usize)>,
+    lacks_some: bool,
+}
+
+impl Depot {
+    /// `held`: what it has already, as it came from there.
+    pub(super) fn new(link: Link, held: impl IntoIterator<Item = UnitId>) -> Depot {
+        // Of no generation: each is deposited anew.
+        let deposited = held.into_iter().map(|id| (id, (0, 0))).collect();
+        Depot { link, deposited, lacks_some: false }
+    }
+
+    /// When to keep up again although nothing has changed.
+    pub(super) fn pause(&self) -> Option<Duration> {
+        self.lacks_some.then_some(AGAIN)
+    }
+
+    /// Deposits what is new, and withdraws what has gone.
+    pub(super) fn keep_up(&mut self, registry: &Registry) -> Result<(), LinkError> {
+        if self.link.has_ended() {
+            return Err(LinkError::Gone);
+        }
+        let units = registry.units().ok_or(LinkError::Stopped)?;
+        let stands = |id: &UnitId| units.iter().any(|unit| unit.unit == *id && unit.run.is_some());
+        let gone: Vec<UnitId> = self.deposited.keys().filter(|id| !stands(id)).cloned().collect();
+        for id in gone {
+            self.withdraw(&id)?;
+            self.deposited.remove(&id);
+        }
+        self.lacks_some = false;
+        for unit in &units {
+            let Some((transfer, _)) = &unit.run else { continue };
+            let stamp = (unit.create.generation, transfer.stamp());
+            if self.deposited.get(&unit.unit) == Some(&stamp) {
+                continue;
+            }
+            if self.deposit(unit, transfer)? {
+                self.deposited.insert(unit.unit.clone(), stamp);
+            } else {
+                self.lacks_some = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn deposit(&self, unit: &Bequest, transfer: &Transfer) -> Result<bool, LinkError> {
+        let Some(estate) = transfer.deposit(Instant::now() + SHARING) else { return Ok(false) };
+        let told = Estate::new(estate.audits(), &estate.numbers, &estate.fingerprints);
+        let sent =
+            Unit { index: 0, request: Some(unit.create.request(unit.epoch, &unit.containers)), estate: Some(told) };
+        let spec = &unit.create.spec;
+        let denies = spec.failure_policy() == FailurePolicy::Deny && spec.enforcement() == Enforcement::Enforce;
+        let deposit = Deposit {
+            name: name(&unit.unit),
+            unit: sent.encode_to_vec(),
+            deny: denies,
+            highest: highest_number(),
+            answered: None,
+        };
+        self.say(Part::Deposit(deposit), &estate.descriptors())?;
+        for files in estate.known.chunks(FILES) {
+            let files = files.iter().cloned().map(Into::into).collect();
+            let known = Known { index: 0, files }.encode_to_vec();
+            self.say(Part::DepositKnown(DepositKnown { name: name(&unit.unit), known }), &[])?;
+        }
+        Ok(true)
+    }
+
+    fn withdraw(&self, id: &UnitId) -> Result<(), LinkError> {
+        self.say(Part::Withdraw(Withdraw { name: name(id) }), &[])
+    }
+
+    /// Nothing is to be held any more: guards end, or are another janusd's.
+    pub(super) fn withdraw_all(self) -> Result<(), LinkError> {
+        self.deposited.keys().try_for_each(|id| self.withdraw(id))
+    }
+
+    fn say(&self, part: Part, descriptors: &[BorrowedFd<'_>]) -> Result<(), LinkError> {
+        self.link.say(part, descriptors, Instant::now() + PATIENCE)
+    }
+}
+
+fn name(id: &UnitId) -> String {
+    format!("{}/{}", id.guard, id.pod)
+}
+
+/// No event of this process has a higher number, nor will have.
+pub(super) fn highest_number() -> i32 {
+    let numbers = std::fs::read_dir("/proc/self/fd").into_iter().flatten();
+    let numbers = numbers.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    // Numbers are given from the lowest that is free, and no more than so many events wait at once in all likelihood.
+    numbers.max().unwrap_or(0).saturating_add(i32::try_from(DESCRIPTORS_LEFT).unwrap_or(i32::MAX))
+}

@@ -1,0 +1,286 @@
+//! The old one's part: hands its guards to whoever comes for them. One thread, `janus-handover`.
+//!
+//! It also waits for the end of the janusd whose guards this one has taken ([`Heir`]).
+
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::deposit::{Depot, highest_number};
+use super::link::{Link, LinkError};
+use super::message::{Ask, End, Estate, GuardCounts, Known, Parked, Part, Ready, Refuse, Rest, Unit};
+use super::take::Heir;
+use crate::admin::Admin;
+use crate::doorbell::{self, Mailbox, Speaker};
+use crate::guard::kin::Kin;
+use crate::guard::known::Learned;
+use crate::guard::transfer::{Resting, Transfer};
+use crate::metrics::Handover;
+use crate::registry::{Bequest, Registry};
+
+/// For anything that is said while this one still answers events.
+const UNHURRIED: Duration = Duration::from_secs(60);
+/// Who connects has something to say.
+const GREETING: Duration = Duration::from_secs(10);
+/// For keepers to stop changing things, and workers to share what they know.
+const SHARING: Duration = Duration::from_secs(2);
+/// For workers to answer what they have read. More than a lookup takes ([`crate::guard::lookup::DEADLINE`]).
+const PARKING: Duration = Duration::from_millis(300);
+/// From then on nobody reads, until the other one does. After this, this one does again.
+const TAKING: Duration = Duration::from_secs(2);
+/// Files in one frame: a name is 4,096 bytes at most, so they fit.
+const FILES: usize = 1024;
+
+/// What is handed over, and who is told.
+#[derive(Debug)]
+pub struct Host {
+    /// The units.
+    pub registry: Registry,
+    /// Not ready any more once they are gone; and the counters.
+    pub admin: Arc<Admin>,
+    /// Who is Janus.
+    pub kin: Kin,
+}
+
+/// The thread, to be joined.
+#[derive(Debug)]
+pub struct GiveThread {
+    thread: JoinHandle<()>,
+    stop: Arc<AtomicBool>,
+    door: Speaker<()>,
+}
+
+impl GiveThread {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// The kernel's, when no descriptor or thread can be had.
+    pub fn start(
+        listener: UnixListener,
+        heir: Option<Heir>,
+        holder: Option<Link>,
+        host: Host,
+    ) -> std::io::Result<GiveThread> {
+        let (door, mailbox) = doorbell::channel()?;
+        host.registry.ring(door.bell());
+        listener.set_nonblocking(true)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let held = host.registry.units().into_iter().flatten().map(|unit| unit.unit);
+        let depot = holder.map(|link| Depot::new(link, held));
+        // So that what there is gets deposited.
+        door.bell().ring();
+        let giver = Giver { listener: Some(listener), heir, depot, host, mailbox, stop: stop.clone() };
+        let thread = std::thread::Builder::new().name("janus-handover".into()).spawn(move || giver.keep())?;
+        Ok(GiveThread { thread, stop, door })
+    }
+
+    /// Ends it; a hand-over that is under way comes to nothing.
+    pub fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        drop(self.door);
+        if self.thread.join().is_err() {
+            tracing::error!("the thread that hands guards over panicked");
+        }
+    }
+}
+
+struct Giver {
+    /// `None`: all is handed over.
+    listener: Option<UnixListener>,
+    heir: Option<Heir>,
+    depot: Option<Depot>,
+    host: Host,
+    mailbox: Mailbox<()>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Giver {
+    fn keep(mut self) {
+        loop {
+            let mut fds = vec![PollFd::from_borrowed_fd(self.mailbox.as_fd(), PollFlags::IN)];
+            fds.extend(self.listener.as_ref().map(|listener| PollFd::new(listener, PollFlags::IN)));
+            fds.extend(
+                self.heir
+                    .as_ref()
+                    .and_then(Heir::process)
+                    .map(|process| PollFd::from_borrowed_fd(process, PollFlags::IN)),
+            );
+            fds.extend(self.depot.as_ref().map(|depot| PollFd::from_borrowed_fd(depot.link.as_fd(), PollFlags::IN)));
+            let pause = self.heir.as_ref().and_then(Heir::pause);
+            let pause = pause.into_iter().chain(self.depot.as_ref().and_then(Depot::pause)).min();
+            let pause = pause.map(|pause| Timespec { tv_sec: 0, tv_nsec: pause.subsec_nanos().into() });
+            // A failure (EINTR) is as good as nothing there.
+            let _asked_again = poll(&mut fds, pause.as_ref());
+            self.mailbox.quiet();
+            if self.mailbox.take().is_err() {
+                self.withdraw();
+                return;
+            }
+            if let Some(depot) = &mut self.depot
+                && let Err(error) = depot.keep_up(&self.host.registry)
+            {
+                tracing::warn!(%error, "the holder has gone: should janusd be killed, the kernel allows what waits");
+                self.depot = None;
+            }
+            if let Some(heir) = &mut self.heir
+                && heir.is_alone()
+            {
+                self.heir = None;
+                self.host.kin.part();
+            }
+            let Some(Ok((stream, _))) = self.listener.as_ref().map(UnixListener::accept) else { continue };
+            if self.meet(stream) {
+                // Whoever comes next finds the new one.
+                self.listener = None;
+            }
+        }
+    }
+
+    fn withdraw(&mut self) {
+        if let Some(depot) = self.depot.take() {
+            // Gone: then nothing is held.
+            let _gone = depot.withdraw_all();
+        }
+    }
+
+    /// True once all is handed over.
+    fn meet(&mut self, stream: UnixStream) -> bool {
+        let met = Link::new(stream, self.stop.clone()).and_then(|link| {
+            let (greeting, _) = link.hear(Instant::now() + GREETING)?;
+            Ok((link, greeting))
+        });
+        let met = met.and_then(|(link, greeting)| match greeting {
+            Part::Ask(ask) => Ok((link, Some(ask))),
+            Part::Hold(_) => Ok((link, None)),
+            _ => Err(LinkError::Unexpected),
+        });
+        let given = match met {
+            Ok((link, Some(ask))) => {
+                tracing::info!(peer = link.peer, "another janusd comes for the guards");
+                self.give(&link, &ask)
+            }
+            Ok((link, None)) => {
+                tracing::info!(peer = link.peer, "a holder has come");
+                self.depot = Some(Depot::new(link, []));
+                self.mailbox.remind();
+                return false;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "somebody has come to the state directory, and gone");
+                return false;
+            }
+        };
+        let metrics = &self.host.admin.metrics;
+        match given {
+            Ok(()) => {
+                self.host.admin.ready.store(false, Ordering::Release);
+                metrics.handed_over(Handover::Given);
+                tracing::info!("the guards are another janusd's now: this one waits to be ended");
+                // What they held here goes; who waits for that is nobody.
+                self.host.registry.begin_drain();
+                self.withdraw();
+                true
+            }
+            Err(error) => {
+                metrics.handed_over(Handover::Kept);
+                tracing::warn!(%error, "the guards are not handed over, and go on here");
+                false
+            }
+        }
+    }
+
+    fn give(&self, link: &Link, ask: &Ask) -> Result<(), LinkError> {
+        if ask.agreed().is_none() {
+            let Ask { oldest, newest } = ask;
+            let reason = format!("this one does not speak versions {oldest} to {newest}");
+            link.say(Part::Refuse(Refuse { reason: reason.clone() }), &[], Instant::now() + GREETING)?;
+            return Err(LinkError::Refused(reason));
+        }
+        self.host.kin.adopt(link.peer);
+        let (bequests, epoch) = self.host.registry.bequeath().ok_or(LinkError::Stopped)?;
+        hand(link, &bequests, epoch).inspect_err(|_| {
+            for (transfer, _) in bequests.iter().filter_map(|bequest| bequest.run.as_ref()) {
+                transfer.take_up();
+            }
+            self.host.registry.resume();
+            self.host.kin.part();
+        })
+    }
+}
+
+fn hand(link: &Link, bequests: &[Bequest], epoch: u64) -> Result<(), LinkError> {
+    let unhurried = || Instant::now() + UNHURRIED;
+    let begun: Vec<_> = bequests.iter().map(|it| it.run.as_ref().map(|(transfer, _)| transfer.begin())).collect();
+    let until = Instant::now() + SHARING;
+    let mut given = Vec::new();
+    for (index, (bequest, begun)) in (0..).zip(bequests.iter().zip(&begun)) {
+        let run = bequest.run.as_ref().map(|(transfer, _)| transfer);
+        let estate = run.zip(begun.as_ref()).and_then(|(transfer, begun)| transfer.share(begun, until));
+        if estate.is_none() {
+            tracing::warn!(guard = %bequest.guard, pod = %bequest.unit.pod, "not handed over whole: it is armed anew");
+        }
+        let told = estate.as_ref().map(|it| Estate::new(it.audits(), &it.numbers, &it.fingerprints));
+        let unit = Part::Unit(Unit {
+            index,
+            request: Some(bequest.create.request(bequest.epoch, &bequest.containers)),
+            estate: told,
+        });
+        match (&estate, run) {
+            (Some(estate), Some(transfer)) => {
+                link.say(unit, &estate.descriptors(), unhurried())?;
+                tell_known(link, index, &estate.known)?;
+                given.push((index, transfer));
+            }
+            _ => link.say(unit, &[], unhurried())?,
+        }
+    }
+    link.say(Part::End(End { epoch, highest: highest_number() }), &[], unhurried())?;
+    let (Part::Ready(Ready { without }), _) = link.hear(unhurried())? else { return Err(LinkError::Unexpected) };
+    given.retain(|(index, _)| !without.contains(index));
+
+    let began = Instant::now();
+    let parking: Vec<_> = given.iter().map(|(index, transfer)| (*index, *transfer, transfer.park())).collect();
+    let until = began + PARKING;
+    let mut units = Vec::new();
+    for (index, transfer, parking) in &parking {
+        let outstanding = match transfer.parked(parking, until) {
+            Resting::Settled(learned) => {
+                tell_known(link, *index, &learned)?;
+                Vec::new()
+            }
+            Resting::Late(outstanding) => outstanding.into_iter().map(Into::into).collect(),
+            Resting::Reading => continue,
+        };
+        units.push(Rest { index: *index, outstanding });
+    }
+    let parked = Part::Parked(Parked { units, guards: counts(bequests) });
+    link.say(parked, &[], Instant::now() + TAKING)?;
+    let (Part::Taken(_), _) = link.hear(Instant::now() + TAKING)? else { return Err(LinkError::Unexpected) };
+    tracing::info!(guards = bequests.len(), paused = ?began.elapsed(), "handed over");
+    Ok(())
+}
+
+fn tell_known(link: &Link, index: u32, known: &[Learned]) -> Result<(), LinkError> {
+    for files in known.chunks(FILES) {
+        let files = files.iter().cloned().map(Into::into).collect();
+        link.say(Part::Known(Known { index, files }), &[], Instant::now() + UNHURRIED)?;
+    }
+    Ok(())
+}
+
+fn counts(bequests: &[Bequest]) -> Vec<GuardCounts> {
+    let mut told = BTreeSet::new();
+    let counts = (0..).zip(bequests).filter_map(|(index, bequest)| {
+        let (transfer, tally): &(Transfer, _) = bequest.run.as_ref()?;
+        let first = told.insert((&bequest.guard.namespace, &bequest.guard.name));
+        let all = first.then(|| transfer.metrics().count().into());
+        Some(GuardCounts { index, own: Some(tally.count().into()), all })
+    });
+    counts.collect()
+}

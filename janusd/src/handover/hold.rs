@@ -1,0 +1,294 @@
+//! `janusd hold`: keeps group descriptors while janusd is away. One thread, one loop.
+//!
+//! Flow: janusd deposits each guard's groups, with what to answer if nobody comes, and a parcel that nobody opens here. Its
+//! connection ends when it does. A guard that was not withdrawn before waits, and so does whoever opens its files, until a
+//! janusd takes it ([`super::take`]) or its deadline has passed; from then on all that comes is answered as was told, until
+//! a janusd takes it.
+//!
+//! Owns: the descriptors, the deadline. Must never: judge, look at a file, parse what a guard says, or read a group whose
+//! janusd lives.
+//!
+//! What the dead janusd had read and not answered is known to nobody. It is answered by every number that it can have had:
+//! by this one at the deadline, before its first read, or by whoever takes the guard, before its own.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::link::{Link, LinkError};
+use super::message::{Answers, Counted, Deposit, DepositKnown, End, Hold, Part, Refuse};
+use super::place::HoldPlace;
+use crate::fanotify::answer::{Answer, Outcome, answer_all};
+use crate::fanotify::group::ReadBuffer;
+use crate::fanotify::{Group, PermissionEvent};
+use crate::policy::{Event, Failure, Response};
+
+/// For a frame that has begun to come.
+const FRAME: Duration = Duration::from_secs(1);
+/// For a janusd that takes guards to say so.
+const TAKING: Duration = Duration::from_secs(5);
+/// Parcels of what is known, for each guard: beyond that it is learned anew.
+const MOST_PARCELS: usize = 128;
+
+/// What was deposited of one guard.
+struct Unit {
+    /// Whose: the connection.
+    owner: u64,
+    deposit: Deposit,
+    known: Vec<DepositKnown>,
+    groups: [Group; 2],
+    /// Since when its janusd is dead.
+    orphaned: Option<Instant>,
+    /// What that one had read is answered.
+    settled: bool,
+    /// What was answered here, by event.
+    answered: [u64; Event::ALL.len()],
+}
+
+impl Unit {
+    fn response(&self) -> Response {
+        if self.deposit.deny { Response::Deny } else { Response::Allow }
+    }
+
+    /// Answers whatever its dead janusd may have read and not answered.
+    fn settle(&mut self) {
+        let answers: Vec<Answer> =
+            (0..=self.deposit.highest).map(|number| Answer::new(number, self.response(), false)).collect();
+        let mut answered = 0;
+        for group in &self.groups {
+            answer_all(&mut &*group, &answers, |_, outcome| answered += u64::from(outcome == Outcome::Answered));
+        }
+        // What was asked is not known. Most often it is an open.
+        self.answered[Event::Open as usize] += answered;
+        self.settled = true;
+    }
+
+    /// Answers all that is queued.
+    fn answer(&mut self, buffer: &mut ReadBuffer) {
+        let response = self.response();
+        for group in &self.groups {
+            let mut events: Vec<PermissionEvent> = Vec::new();
+            loop {
+                // Events that were read before an error are answered. None is left behind by one: the kernel has denied
+                // the event at the head.
+                let read = group.read(buffer, &mut events);
+                let answers: Vec<Answer> =
+                    events.iter().map(|event| Answer::new(event.file.as_raw_fd(), response, false)).collect();
+                let answered = &mut self.answered;
+                answer_all(&mut &*group, &answers, |at, outcome| {
+                    if outcome == Outcome::Answered
+                        && let Some(event) = events.get(at)
+                    {
+                        answered[event.event as usize] += 1;
+                    }
+                });
+                // Closed after their answers.
+                events.clear();
+                if read.is_err() {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// What was answered here, as whoever takes the guard counts it.
+    fn counted(&self) -> Counted {
+        let answers = Event::ALL.into_iter().map(|event| Answers {
+            event: event.word().to_owned(),
+            response: if self.deposit.deny { "deny" } else { "allow" }.to_owned(),
+            count: self.answered[event as usize],
+        });
+        let sum = self.answered.iter().sum();
+        let fallbacks =
+            vec![Answers { event: String::new(), response: Failure::Deadline.word().to_owned(), count: sum }];
+        Counted { answers: answers.filter(|it| it.count > 0).collect(), fallbacks, ..Counted::default() }
+    }
+}
+
+/// The holder.
+pub struct Holder {
+    listener: UnixListener,
+    deadline: Duration,
+    links: HashMap<u64, Link>,
+    next: u64,
+    units: BTreeMap<String, Unit>,
+    buffer: ReadBuffer,
+}
+
+impl Holder {
+    /// Takes its place, and offers itself to those janusd that run.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn new(place: HoldPlace, deadline: Duration) -> std::io::Result<Holder> {
+        place.listener.set_nonblocking(true)?;
+        let mut holder = Holder {
+            listener: place.listener,
+            deadline,
+            links: HashMap::new(),
+            next: 0,
+            units: BTreeMap::new(),
+            buffer: ReadBuffer::default(),
+        };
+        for stream in place.others {
+            match Link::new(stream, Arc::default()) {
+                Ok(link) if link.say(Part::Hold(Hold {}), &[], Instant::now() + FRAME).is_ok() => holder.attach(link),
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "a connection in the state directory is not used"),
+            }
+        }
+        Ok(holder)
+    }
+
+    fn attach(&mut self, link: Link) {
+        self.next += 1;
+        self.links.insert(self.next, link);
+    }
+
+    /// Holds, for good.
+    ///
+    /// # Errors
+    /// The kernel's: it cannot wait any more.
+    pub fn hold(mut self) -> std::io::Result<()> {
+        loop {
+            let ready = self.wait()?;
+            // Those that have ended first: whoever has come to take their guards finds them.
+            for id in ready {
+                self.heed(id);
+            }
+            while let Ok((stream, _)) = self.listener.accept() {
+                match Link::new(stream, Arc::default()) {
+                    Ok(link) => self.attach(link),
+                    Err(error) => tracing::warn!(%error, "a connection is refused"),
+                }
+            }
+            let now = Instant::now();
+            let deadline = self.deadline;
+            for (name, unit) in &mut self.units {
+                if unit.orphaned.is_none_or(|since| now.duration_since(since) < deadline) {
+                    continue;
+                }
+                if !unit.settled {
+                    tracing::warn!(guard = name, "no janusd has come back in time: failurePolicy answers");
+                    unit.settle();
+                }
+                unit.answer(&mut self.buffer);
+            }
+        }
+    }
+
+    /// Waits for something to happen; gives the connections on which something has.
+    fn wait(&self) -> std::io::Result<Vec<u64>> {
+        let now = Instant::now();
+        let is_due = |unit: &&Unit| unit.orphaned.is_some_and(|since| now.duration_since(since) >= self.deadline);
+        let mut fds = vec![PollFd::new(&self.listener, PollFlags::IN)];
+        let links: Vec<_> = self.links.iter().collect();
+        fds.extend(links.iter().map(|(_, link)| PollFd::from_borrowed_fd(link.as_fd(), PollFlags::IN)));
+        for unit in self.units.values().filter(is_due) {
+            fds.extend(unit.groups.iter().map(|group| PollFd::new(group, PollFlags::IN)));
+        }
+        let waiting = self.units.values().filter(|unit| !is_due(unit)).filter_map(|unit| unit.orphaned);
+        let due = waiting.min().map(|since| (since + self.deadline).saturating_duration_since(now));
+        let due = due.map(|due| Timespec { tv_sec: due.as_secs().cast_signed(), tv_nsec: due.subsec_nanos().into() });
+        match poll(&mut fds, due.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let told = fds.iter().skip(1).zip(&links).filter(|(fd, _)| !fd.revents().is_empty());
+        Ok(told.map(|(_, (id, _))| **id).collect())
+    }
+
+    fn heed(&mut self, id: u64) {
+        let Some(link) = self.links.get(&id) else { return };
+        let heard = link.hear(Instant::now() + FRAME);
+        let result = heard.and_then(|(part, descriptors)| match part {
+            Part::Deposit(deposit) => self.keep(id, deposit, descriptors),
+            Part::DepositKnown(known) => {
+                if let Some(unit) = self.units.get_mut(&known.name).filter(|unit| unit.owner == id)
+                    && unit.known.len() < MOST_PARCELS
+                {
+                    unit.known.push(known);
+                }
+                Ok(())
+            }
+            Part::Withdraw(withdraw) => {
+                self.units.retain(|name, unit| *name != withdraw.name || unit.owner != id);
+                Ok(())
+            }
+            Part::Ask(ask) if ask.agreed().is_some() => self.give(id),
+            Part::Ask(_) => {
+                let reason = "the holder does not speak that version".to_owned();
+                self.say(id, Part::Refuse(Refuse { reason }))
+            }
+            _ => Err(LinkError::Unexpected),
+        });
+        if let Err(error) = result {
+            self.links.remove(&id);
+            let now = Instant::now();
+            let mut orphans = 0;
+            for unit in self.units.values_mut().filter(|unit| unit.owner == id) {
+                unit.orphaned.get_or_insert(now);
+                orphans += 1;
+            }
+            if orphans > 0 {
+                tracing::warn!(%error, orphans, "a janusd has gone, and its guards are held");
+            }
+        }
+    }
+
+    fn keep(&mut self, id: u64, deposit: Deposit, descriptors: Vec<OwnedFd>) -> Result<(), LinkError> {
+        let Ok(groups) = <[OwnedFd; 2]>::try_from(descriptors) else { return Err(LinkError::Unexpected) };
+        let unit = Unit {
+            owner: id,
+            groups: groups.map(|group| Group::adopt(group, false)),
+            known: Vec::new(),
+            orphaned: None,
+            settled: false,
+            answered: Default::default(),
+            deposit,
+        };
+        // Before the older one of the same guard goes: they may be the same groups.
+        let name = unit.deposit.name.clone();
+        let _older = self.units.insert(name, unit);
+        Ok(())
+    }
+
+    fn say(&self, id: u64, part: Part) -> Result<(), LinkError> {
+        self.links.get(&id).map_or(Ok(()), |link| link.say(part, &[], Instant::now() + FRAME))
+    }
+
+    /// Gives what no janusd has to one that has come. From here on until it says that it has it, or has gone, nothing is
+    /// read here.
+    fn give(&mut self, id: u64) -> Result<(), LinkError> {
+        let Some(link) = self.links.get(&id) else { return Ok(()) };
+        let until = Instant::now() + TAKING;
+        let orphans = || self.units.values().filter(|unit| unit.orphaned.is_some());
+        for unit in orphans() {
+            let mut deposit = unit.deposit.clone();
+            if unit.settled {
+                deposit.highest = -1;
+            }
+            deposit.answered = Some(unit.counted());
+            link.say(Part::Deposit(deposit), &unit.groups.each_ref().map(AsFd::as_fd), until)?;
+            for known in &unit.known {
+                link.say(Part::DepositKnown(known.clone()), &[], until)?;
+            }
+        }
+        let given = orphans().count();
+        link.say(Part::End(End { epoch: 0, highest: -1 }), &[], until)?;
+        if given == 0 {
+            return Ok(());
+        }
+        let (Part::Taken(_), _) = link.hear(until)? else { return Err(LinkError::Unexpected) };
+        tracing::info!(guards = given, peer = link.peer, "another janusd has the guards");
+        for unit in self.units.values_mut().filter(|unit| unit.orphaned.is_some()) {
+            // Its own deposit takes the place of this one soon.
+            (unit.owner, unit.orphaned, unit.settled, unit.answered) = (id, None, false, Default::default());
+        }
+        Ok(())
+    }
+}

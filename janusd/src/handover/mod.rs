@@ -1,0 +1,42 @@
+//! Guards change hands: from one janusd to the next, so that at no moment nobody answers.
+//!
+//! ```text
+//!  new                                     old
+//!   │ connects, before it gives up `connect`│
+//!   ├─ Ask: versions ──────────────────────►│ takes no more calls; keepers change nothing more
+//!   │◄───────── Unit, with group fds; Known ┤ (it still answers)
+//!   │◄────────────────────────────────── End┤
+//!   │ lays marks, puts rules in force,      │
+//!   │ reads nothing                         │
+//!   ├─ Ready ──────────────────────────────►│ workers park: they read no more, and answer all that they had read
+//!   │◄─ Known (since), Parked: numbers, counters
+//!   │ occupies numbers that are outstanding │
+//!   │ answers those, then reads on          │
+//!   ├─ Taken ──────────────────────────────►│ lets go of the groups, and waits to be ended
+//! ```
+//!
+//! Guarantees: at every moment one of the two holds each group, and at most one reads it. Before `Parked` has been sent,
+//! whatever fails leaves the old one as it was. Afterwards it goes on by itself if the new one ends before it has said
+//! `Taken`, or does not say so in time.
+//!
+//! What is not handed over (a guard whose thread is stuck, or was only being started) is armed by the new one with groups
+//! and marks of its own, before the old one stops its own: that is counted, and takes two groups more for that long.
+//!
+//! The socket lies in a directory that only root can reach ([`place`]); who connects, or is connected to, must be root
+//! ([`link`]). What comes is checked as a call off the wire is.
+//!
+//! A janusd that is killed hands nothing over. Beside it a holder ([`hold`]) keeps a share of every group, deposited while
+//! all is well, and whoever comes next takes the guards from there: nobody reads them then, so they are read at once, and
+//! what is read waits for the rules.
+//!
+//! The old one does not end by itself: a kubelet would start it again beside its successor. It answers calls with
+//! UNAVAILABLE, is not ready, and waits for SIGTERM.
+
+mod deposit;
+pub mod give;
+pub mod hold;
+pub mod link;
+pub mod message;
+pub mod occupy;
+pub mod place;
+pub mod take;
