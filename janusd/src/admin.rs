@@ -1,20 +1,37 @@
 //! The admin server: `/metrics`, `/livez`, `/readyz`.
+//!
+//! Anybody may ask, and nobody may keep a probe from its answer: a probe that goes unanswered has the daemon ended, and its
+//! guards with it. So a connection has one answer and [`WHOLE`] to fetch it in, and there is always room for the next one
+//! ([`Places`]).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
 use parking_lot::Mutex;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 use crate::guard::Report;
 use crate::metrics::{GuardState, MarkCounts, Metrics, prometheus_text};
+use crate::places::Places;
 use crate::policy::GuardName;
 use crate::registry::Census;
+
+/// Connections at once.
+const CONNECTIONS: usize = 64;
+/// How long one may take, from its first byte to the last of its answer. A scrape is given up after as long.
+const WHOLE: Duration = Duration::from_secs(10);
 
 /// What the admin server tells of.
 #[derive(Debug)]
@@ -75,17 +92,60 @@ impl Guards for Census {
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Serves until `listener` fails; drop the future to end.
-///
-/// # Errors
-/// The listener's.
-pub async fn serve(listener: tokio::net::TcpListener, admin: Arc<Admin>) -> std::io::Result<()> {
+/// Serves for ever; drop the future to end.
+pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
     let routes = Router::new()
         .route("/metrics", get(metrics))
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .with_state(admin);
-    axum::serve(listener, routes).await
+    let mut places = Places::new(CONNECTIONS);
+    // Ended with this future, all of them.
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(ended) = connections.join_next() => {
+                match ended {
+                    // It may have been pushed out.
+                    Ok(guest) => drop(places.leave(guest)),
+                    Err(error) => tracing::error!(%error, "an answer of the admin server panicked"),
+                }
+                continue;
+            }
+        };
+        match accepted {
+            Ok((stream, from)) => {
+                let (held, pushed_out) = oneshot::channel::<()>();
+                let (guest, _another) = places.enter(from.ip(), held);
+                let answered = answer(stream, routes.clone());
+                connections.spawn(async move {
+                    tokio::select! {
+                        () = answered => {}
+                        _ = pushed_out => {}
+                    }
+                    guest
+                });
+            }
+            Err(error) => {
+                // No descriptor, or a connection that has gone again. Not at full speed, if it lasts.
+                tracing::warn!(%error, "a connection to the admin server could not be accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+/// Answers once.
+async fn answer(stream: TcpStream, routes: Router) {
+    let mut http = http1::Builder::new();
+    let serving = http.keep_alive(false).serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+    match tokio::time::timeout(WHOLE, serving).await {
+        Ok(Ok(())) => {}
+        // Anybody may connect and say what they like.
+        Ok(Err(error)) => tracing::debug!(%error, "a connection to the admin server broke off"),
+        Err(_) => tracing::debug!("a connection to the admin server took too long"),
+    }
 }
 
 async fn readyz(State(admin): State<Arc<Admin>>) -> Response {

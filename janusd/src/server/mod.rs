@@ -1,11 +1,12 @@
 //! The wire: package `janus.v1` over gRPC.
 //!
-//! Flow: a connection is let in by [`tls`], a message is checked by [`crate::wire`], the registry is asked, and its answer is
+//! Flow: a connection is let in ([`entrance`], [`tls`]), a message is checked by [`crate::wire`], the registry is asked, and its answer is
 //! told ([`tell`], [`status`]). Knows the registry and the relay of decisions; of guards only what they report.
 //!
 //! Nothing here waits for a guard but as a future that can be dropped: a call that takes too long is answered with how
 //! things stand.
 
+pub mod entrance;
 mod status;
 mod tell;
 pub mod tls;
@@ -24,7 +25,7 @@ use tonic::{Request, Response, Status};
 
 use crate::events::relay::{Interest, Reader, Relay, Told};
 use crate::policy::{Event, Outcome};
-use crate::registry::{Bounds, Denied, Registry};
+use crate::registry::{Bounds, Denied, Registry, UnitState};
 use crate::wire::{Create, Destroy};
 
 /// How long a call waits for a guard to be in force, or to be lifted.
@@ -174,7 +175,14 @@ impl Janusd for Service {
         request: Request<v1::WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
         let permit = admit(&self.watchers, "WatchEvents streams")?;
-        let reader = self.relay.watch(interest(request.into_inner())?);
+        let interest = interest(request.into_inner())?;
+        if let Some(pod) = &interest.pod {
+            let all = self.registry.all().await.ok_or_else(|| status::denied(&Denied::Ended))?;
+            if !all.units.iter().any(|unit| is_of_interest(&interest, unit)) {
+                return Err(status::no_guard_in(pod));
+            }
+        }
+        let reader = self.relay.watch(interest);
         let watching = Watching { reader, closing: self.closing.clone(), _permit: permit };
         let answers = stream::unfold(watching, |mut watching| async move {
             let told = tokio::select! {
@@ -196,6 +204,13 @@ struct Watching {
     reader: Reader,
     closing: watch::Receiver<bool>,
     _permit: OwnedSemaphorePermit,
+}
+
+/// By its names.
+fn is_of_interest(interest: &Interest, unit: &UnitState) -> bool {
+    let Interest { namespace, guard, pod, events: _, outcomes: _ } = interest;
+    let is = |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|wanted| wanted == is);
+    is(namespace, unit.pod.namespace()) && is(pod, unit.pod.name()) && is(guard, &unit.guard.name)
 }
 
 fn admit(places: &Arc<Semaphore>, what: &str) -> Result<OwnedSemaphorePermit, Status> {

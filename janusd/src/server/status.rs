@@ -32,6 +32,11 @@ pub(super) fn wrong_node(wrong: &WrongNode) -> Status {
     refused(refusal::Cause::WrongNode, &wrong.have, &wrong.to_string())
 }
 
+/// NOT_FOUND: no guard stands in this pod.
+pub(super) fn no_guard_in(pod: &str) -> Status {
+    Status::not_found(short(&format!("no guard that is asked for stands in a pod of this name: {pod}")))
+}
+
 /// RESOURCE_EXHAUSTED without a limit: too many at once.
 pub(super) fn busy(what: &str) -> Status {
     Status::resource_exhausted(format!("too many {what} at once; try later"))

@@ -1,14 +1,14 @@
-//! Who may connect: TLS 1.3, mutual, certificates and CA read again when their files change.
+//! Who may connect: TLS 1.3, mutual, certificates and CA read again when their files change. How many, and for how long:
+//! [`super::entrance`].
 //!
-//! A client has to bring a certificate of the CA, made for clients, for the controller's name: that of a daemon, which every
-//! node holds, drives no other. Connections that stand keep what they were made with; each new one gets what was read
+//! A client has to bring a certificate of the CA, made for clients (one that names no purpose is not), for the controller's
+//! name: that of a daemon, which every node holds, drives no other. Connections that stand keep what they were made with; each new one gets what was read
 //! last, and there are no tickets by which an old one could be taken up again.
 
+use std::cell::Cell;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -21,19 +21,10 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
-use tonic::transport::server::Connected;
+use webpki::{ExtendedKeyUsageValidator, KeyPurposeIdIter};
 
-use crate::metrics::{Metrics, Turned};
+use crate::metrics::Metrics;
 
-/// How long a handshake may take.
-const HANDSHAKE: Duration = Duration::from_secs(5);
-/// Connections at once, those in their handshake included. A cluster has two controllers.
-const CONNECTIONS: usize = 64;
 /// How often files are looked at. A mounted Secret is a minute late by itself.
 const LOOK: Duration = Duration::from_secs(2);
 /// The largest file that is read, bytes.
@@ -166,6 +157,9 @@ impl ClientCertVerifier for OneClient {
         certificate
             .verify_is_valid_for_subject_name(&self.client)
             .map_err(|_| rustls::Error::InvalidCertificate(CertificateError::NotValidForName))?;
+        if !names_a_purpose(&certificate, now) {
+            return Err(rustls::Error::InvalidCertificate(CertificateError::InvalidPurpose));
+        }
         Ok(verified)
     }
 
@@ -190,6 +184,27 @@ impl ClientCertVerifier for OneClient {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.chains.supported_verify_schemes()
     }
+}
+
+/// Whether a certificate says what it is for. That clients are among it, if anything is, has been seen with its chain: one
+/// without is made for everything, and so for us.
+fn names_a_purpose(certificate: &webpki::EndEntityCert<'_>, now: UnixTime) -> bool {
+    /// Of the first certificate that is looked at.
+    #[derive(Default)]
+    struct Named(Cell<Option<bool>>);
+    impl ExtendedKeyUsageValidator for Named {
+        fn validate(&self, mut purposes: KeyPurposeIdIter<'_, '_>) -> Result<(), webpki::Error> {
+            if self.0.get().is_none() {
+                self.0.set(Some(purposes.next().is_some()));
+            }
+            Ok(())
+        }
+    }
+    let named = Named::default();
+    // Its own properties come first, and no issuer is there that could be looked at: that it is unknown is no news.
+    let _unknown_issuer =
+        certificate.verify_for_usage(webpki::ALL_VERIFICATION_ALGS, &[], &[], now, &named, None, None);
+    named.0.get() == Some(true)
 }
 
 /// What new connections are made with.
@@ -217,9 +232,14 @@ impl Door {
         Ok(Door { files, client, contents, config: Arc::new(ArcSwap::new(config)) })
     }
 
+    /// What new connections are made with, now and later.
+    pub(super) fn config(&self) -> Arc<ArcSwap<ServerConfig>> {
+        self.config.clone()
+    }
+
     /// Reads them again whenever they have changed, for ever. Files that are no good change nothing, and that is said
     /// once: a certificate and its key are not replaced at one moment.
-    async fn keep(mut self, metrics: Arc<Metrics>) {
+    pub(super) async fn keep(mut self, metrics: Arc<Metrics>) {
         let mut refused: Option<Contents> = None;
         let mut unreadable = false;
         loop {
@@ -251,130 +271,5 @@ impl Door {
             }
             unreadable = false;
         }
-    }
-}
-
-/// A connection that was let in.
-pub struct Connection {
-    stream: Pin<Box<dyn Duplex>>,
-    _place: OwnedSemaphorePermit,
-}
-
-trait Duplex: AsyncRead + AsyncWrite + Send {}
-impl<T: AsyncRead + AsyncWrite + Send> Duplex for T {}
-
-impl fmt::Debug for Connection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Connection")
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        self.stream.as_mut().poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
-        self.stream.as_mut().poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        self.stream.as_mut().poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        self.stream.as_mut().poll_shutdown(context)
-    }
-}
-
-/// Lets connections in, until `connections` has no reader. `door`: none for plain text.
-pub async fn accept(
-    listener: TcpListener,
-    door: Option<Door>,
-    metrics: Arc<Metrics>,
-    connections: mpsc::Sender<std::io::Result<Connection>>,
-) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    let config = door.as_ref().map(|door| door.config.clone());
-    // Ended with this future, all of them.
-    let mut tasks = JoinSet::new();
-    if let Some(door) = door {
-        tasks.spawn(door.keep(metrics.clone()));
-    }
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = connections.closed() => return,
-            Some(ended) = tasks.join_next() => {
-                if let Err(error) = ended {
-                    tracing::error!(%error, "a task of the listener panicked");
-                }
-                continue;
-            }
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                // No descriptor, or a connection that has gone again. Not at full speed, if it lasts.
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            }
-        };
-        let Ok(place) = places.clone().try_acquire_owned() else {
-            metrics.tls_refused(Turned::TooMany);
-            continue;
-        };
-        let (config, metrics, connections) = (config.clone(), metrics.clone(), connections.clone());
-        tasks.spawn(async move {
-            match let_in(stream, config.as_deref()).await {
-                Ok(stream) => {
-                    // The server has ended.
-                    let _ended = connections.send(Ok(Connection { stream, _place: place })).await;
-                }
-                Err(turned) => {
-                    metrics.tls_refused(turned);
-                    tracing::debug!(reason = turned.word(), "a connection was refused");
-                }
-            }
-        });
-    }
-}
-
-async fn let_in(stream: TcpStream, config: Option<&ArcSwap<ServerConfig>>) -> Result<Pin<Box<dyn Duplex>>, Turned> {
-    // Answers are small and awaited.
-    let _slower = stream.set_nodelay(true);
-    let Some(config) = config else { return Ok(Box::pin(stream)) };
-    let acceptor = TlsAcceptor::from(config.load_full());
-    match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => Ok(Box::pin(stream)),
-        Ok(Err(error)) => Err(turned(&error)),
-        Err(_) => Err(Turned::Timeout),
-    }
-}
-
-fn turned(error: &std::io::Error) -> Turned {
-    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
-    match cause {
-        Some(rustls::Error::NoCertificatesPresented) => Turned::Absent,
-        Some(rustls::Error::InvalidCertificate(error)) => match error {
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => Turned::Expired,
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => Turned::WrongName,
-            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => Turned::WrongPurpose,
-            _ => Turned::Untrusted,
-        },
-        _ => Turned::Protocol,
     }
 }

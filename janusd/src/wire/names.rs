@@ -81,6 +81,11 @@ impl Caller {
         Some(Caller { epoch, node })
     }
 
+    /// The node that the call is meant for.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
     /// Its epoch, at least 1.
     pub fn epoch(&self) -> u64 {
         self.epoch

@@ -76,6 +76,34 @@ impl Create {
     }
 }
 
+impl Create {
+    /// The call that brings the same about, by a caller of `epoch` that knows these containers.
+    pub fn request(&self, epoch: u64, containers: &[ContainerName]) -> v1::CreateGuardRequest {
+        let Create { caller, unit, generation, pod, spec, sent, containers: _ } = self;
+        let name = spec.name();
+        v1::CreateGuardRequest {
+            caller: Some(v1::Caller { epoch, node: caller.node().to_owned() }),
+            guard: Some(v1::GuardRef {
+                uid: unit.guard.to_string(),
+                namespace: name.namespace.clone(),
+                name: name.name.clone(),
+                generation: *generation,
+            }),
+            pod: Some(v1::PodRef {
+                uid: pod.uid().to_string(),
+                cgroup_uid: pod.cgroup_uid().to_string(),
+                namespace: pod.namespace().to_owned(),
+                name: pod.name().to_owned(),
+            }),
+            spec: Some(v1::GuardSpec::clone(sent)),
+            container_ids: containers
+                .iter()
+                .map(|it| v1::ContainerId { name: it.name().to_owned(), id: it.id().to_owned() })
+                .collect(),
+        }
+    }
+}
+
 /// DestroyGuard, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Destroy {
