@@ -24,7 +24,7 @@ pub const GUARDS_MEANT: u64 = 1024;
 /// Groups that others of our user may have: the kernel's own default for all of them.
 const GROUPS_OF_OTHERS: u64 = 128;
 /// Descriptors that are left for events that wait, for streams, and for files of procfs.
-const DESCRIPTORS_LEFT: u64 = 4096;
+pub const DESCRIPTORS_LEFT: u64 = 4096;
 /// Threads that serve the whole process, and those of others in its pids cgroup that may still come.
 const THREADS_LEFT: u64 = 64;
 
@@ -118,30 +118,30 @@ pub struct Node<'a> {
     pub proc: &'a Path,
     /// `/sys/fs/cgroup`.
     pub cgroups: &'a Path,
+    /// `/proc/sys`, where it may be written to: a container's own is read-only, and another mount of the node's is not.
+    pub sysctl: &'a Path,
 }
+
+/// Where limits are, unless told otherwise.
+pub const SYSCTL: &str = "/proc/sys";
 
 impl Node<'static> {
     /// This one.
     pub fn here() -> Node<'static> {
-        Node { proc: Path::new("/proc"), cgroups: Path::new("/sys/fs/cgroup") }
+        Node { proc: Path::new("/proc"), cgroups: Path::new("/sys/fs/cgroup"), sysctl: Path::new(SYSCTL) }
     }
 }
 
 impl Node<'_> {
     fn sysctl(&self, name: &str) -> Option<u64> {
-        number(&self.sysctl_path(name))
-    }
-
-    fn sysctl_path(&self, name: &str) -> std::path::PathBuf {
-        self.proc.join("sys").join(name)
+        number(&self.proc.join("sys").join(name))
     }
 
     /// Reads what there is.
     pub fn limits(&self) -> Limits {
-        let groups = self.sysctl_path(GROUPS_FILE);
         Limits {
-            groups: number(&groups),
-            groups_writable: rustix::fs::access(&groups, Access::WRITE_OK).is_ok(),
+            groups: self.sysctl(GROUPS_FILE),
+            groups_writable: rustix::fs::access(self.sysctl.join(GROUPS_FILE), Access::WRITE_OK).is_ok(),
             marks: self.sysctl("fs/fanotify/max_user_marks"),
             inotify_instances: self.sysctl("fs/inotify/max_user_instances"),
             inotify_watches: self.sysctl("fs/inotify/max_user_watches"),
@@ -177,14 +177,14 @@ impl Node<'_> {
     /// # Errors
     /// Why it could not be written; the old value stays.
     pub fn raise_groups(&self, guards: u64) -> std::io::Result<Option<(u64, u64)>> {
-        let path = self.sysctl_path(GROUPS_FILE);
-        let Some(before) = number(&path) else { return Ok(None) };
+        let path = self.sysctl.join(GROUPS_FILE);
+        let Some(before) = self.sysctl(GROUPS_FILE) else { return Ok(None) };
         let needed = groups_for(guards);
         if before >= needed {
             return Ok(None);
         }
         std::fs::write(&path, needed.to_string())?;
-        Ok(Some((before, number(&path).unwrap_or(before))))
+        Ok(Some((before, self.sysctl(GROUPS_FILE).unwrap_or(before))))
     }
 }
 
@@ -264,7 +264,8 @@ mod tests {
     }
 
     fn with<T>(scratch: &tempfile::TempDir, run: impl FnOnce(Node<'_>) -> T) -> T {
-        run(Node { proc: &scratch.path().join("proc"), cgroups: &scratch.path().join("cgroup") })
+        let proc = scratch.path().join("proc");
+        run(Node { proc: &proc, cgroups: &scratch.path().join("cgroup"), sysctl: &proc.join("sys") })
     }
 
     #[test]
@@ -297,6 +298,22 @@ mod tests {
         });
         // A kernel without it, or no procfs: nothing to raise.
         with(&node(&[]), |node| assert_eq!(node.raise_groups(500).unwrap(), None));
+    }
+
+    #[test]
+    fn groups_are_raised_by_another_mount_where_our_own_is_read_only() {
+        let scratch = node(&[("node/fs/fanotify/max_user_groups", "128")]);
+        let proc = scratch.path().join("proc");
+        fs::create_dir_all(proc.join("sys/fs/fanotify")).unwrap();
+        let seen = proc.join("sys/fs/fanotify/max_user_groups");
+        // One file under two names, as two mounts of procfs show it.
+        fs::hard_link(scratch.path().join("node/fs/fanotify/max_user_groups"), &seen).unwrap();
+        let sysctl = scratch.path().join("node");
+        let raised = Node { proc: &proc, cgroups: scratch.path(), sysctl: &sysctl }.raise_groups(500);
+        assert_eq!(raised.unwrap(), Some((128, 1128)));
+        let nowhere = Node { proc: &proc, cgroups: scratch.path(), sysctl: &scratch.path().join("none") };
+        assert!(nowhere.raise_groups(1000).is_err() && !nowhere.limits().groups_writable);
+        assert_eq!(nowhere.limits().groups, Some(1128), "what is in force is read where it always is");
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //! Handles are resolved when a guard starts; counting is one atomic addition. Labels are the guard's own names and words
 //! from fixed lists, never a tenant's string.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use prometheus_client::collector::Collector;
@@ -18,6 +18,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
 
+use crate::container;
 use crate::guard::ProblemReason;
 use crate::policy::{Decision, Event, Failure, GuardName, Outcome};
 use crate::process::own;
@@ -143,11 +144,11 @@ pub enum Turned {
     WrongName,
     /// It is not made for clients.
     WrongPurpose,
-    /// The handshake took too long.
+    /// The handshake, or the first call, took too long.
     Timeout,
     /// It was no handshake that we understand, or the client broke it off.
     Protocol,
-    /// There are too many connections.
+    /// There were too many connections, and it was the one to make room.
     TooMany,
 }
 
@@ -178,6 +179,35 @@ impl Turned {
     }
 }
 
+/// What became of guards that were to change hands, as `janus_handover_total{result}` names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Handover {
+    /// They came from another janusd, and none was without somebody who answers.
+    Taken,
+    /// They were to come, and did not: they are armed from scratch, once whoever drives this daemon sends them.
+    Missed,
+    /// They went to another janusd.
+    Given,
+    /// They were to go, and did not: they are here as before.
+    Kept,
+}
+
+impl Handover {
+    const ALL: [Handover; 4] = [Handover::Taken, Handover::Missed, Handover::Given, Handover::Kept];
+
+    const fn word(self) -> &'static str {
+        match self {
+            Handover::Taken => "taken",
+            Handover::Missed => "missed",
+            Handover::Given => "given",
+            Handover::Kept => "kept",
+        }
+    }
+}
+
+/// Values of `janus_handover_guards_total{result}`.
+const HANDED_OVER: [&str; 2] = ["whole", "anew"];
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct WhyLabels {
     reason: Word,
@@ -206,6 +236,9 @@ pub struct Metrics {
     marks: Family<KindLabels, Gauge>,
     refused: Family<WhyLabels, Counter>,
     reloads: Family<ResultLabels, Counter>,
+    handovers: Family<ResultLabels, Counter>,
+    handed_over: Family<ResultLabels, Counter>,
+    finds: Finds,
 }
 
 /// From a bare answer on one CPU (10 µs) to what a person notices; seconds.
@@ -327,6 +360,17 @@ impl Default for Metrics {
             "Times that changed certificate files were read again",
             Family::clone(&reloads),
         );
+        let (handovers, handed_over) = (Family::default(), Family::default());
+        registry.register(
+            "janus_handover",
+            "Times that guards were to come from another janusd, or to go to one",
+            Family::clone(&handovers),
+        );
+        registry.register(
+            "janus_handover_guards",
+            "Guards that came from another janusd: with what they had in force, or armed anew beside it",
+            Family::clone(&handed_over),
+        );
         registry.register(
             "janus_build",
             "The running janusd",
@@ -336,8 +380,11 @@ impl Default for Metrics {
             ]),
         );
         registry.register_collector(Box::new(OwnProcess { started: own::started() }));
+        let finds = Finds::default();
+        registry.register_collector(Box::new(finds.clone()));
         Metrics {
             registry,
+            finds,
             events,
             response_seconds,
             fallbacks,
@@ -352,6 +399,8 @@ impl Default for Metrics {
             marks,
             refused,
             reloads,
+            handovers,
+            handed_over,
         }
     }
 }
@@ -361,6 +410,33 @@ impl Default for Metrics {
 struct OwnProcess {
     /// Seconds since the epoch.
     started: Option<f64>,
+}
+
+/// How well containers are found, where any are looked for.
+#[derive(Debug, Clone, Default)]
+struct Finds(Arc<OnceLock<Arc<container::Tally>>>);
+
+impl Collector for Finds {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let Some(container::Counts { late, too_large, blind }) = self.0.get().map(|tally| tally.counts()) else {
+            return Ok(());
+        };
+        let counters = [
+            ("janus_containers_found_late", "Containers that nothing had told of, found by going through procfs", late),
+            (
+                "janus_containers_too_large",
+                "Times that a container had more cgroups than are read, so that procfs was gone through",
+                too_large,
+            ),
+        ];
+        for (name, help, value) in counters {
+            let counter = ConstCounter::new(value);
+            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+        }
+        let gauge = ConstGauge::new(i64::from(blind));
+        let help = "1 while cgroups cannot all be watched, and containers are found by going through procfs";
+        gauge.encode(encoder.encode_descriptor("janus_finder_blind", help, None, gauge.metric_type())?)
+    }
 }
 
 impl Collector for OwnProcess {
@@ -388,6 +464,12 @@ impl Collector for OwnProcess {
 }
 
 impl Metrics {
+    /// Containers are looked for, and this counts how.
+    pub fn finds(&self, tally: Arc<container::Tally>) {
+        // A process has one finder.
+        let _once = self.finds.0.set(tally);
+    }
+
     /// The handles of one guard, each at zero if it is new.
     pub fn guard(&self, name: &GuardName) -> GuardMetrics {
         let labels = GuardLabels { namespace: name.namespace.clone(), guard: name.name.clone() };
@@ -460,6 +542,12 @@ impl Metrics {
         for result in ["ok", "failed"] {
             drop(self.reloads.get_or_create(&ResultLabels { result: Word(result) }));
         }
+        for handover in Handover::ALL {
+            drop(self.handovers.get_or_create(&ResultLabels { result: Word(handover.word()) }));
+        }
+        for result in HANDED_OVER {
+            drop(self.handed_over.get_or_create(&ResultLabels { result: Word(result) }));
+        }
     }
 
     /// A connection was not let in.
@@ -470,6 +558,18 @@ impl Metrics {
     /// Changed certificates were read, and are used or not.
     pub fn tls_reloaded(&self, used: bool) {
         self.reloads.get_or_create(&ResultLabels { result: Word(if used { "ok" } else { "failed" }) }).inc();
+    }
+
+    /// Guards were to change hands.
+    pub fn handed_over(&self, handover: Handover) {
+        self.handovers.get_or_create(&ResultLabels { result: Word(handover.word()) }).inc();
+    }
+
+    /// So many guards came with all that they had in force, and so many had to be armed anew.
+    pub fn inherited(&self, whole: usize, anew: usize) {
+        for (result, count) in HANDED_OVER.into_iter().zip([whole, anew]) {
+            self.handed_over.get_or_create(&ResultLabels { result: Word(result) }).inc_by(count as u64);
+        }
     }
 
     /// Sets `janus_guards` and `janus_marks`.
@@ -613,6 +713,31 @@ impl Tally {
         Failure::ALL.into_iter().zip(&self.fallbacks).map(|(failure, count)| (failure, count.load(Ordering::Relaxed)))
     }
 
+    /// Adds what another process has counted of the same guard in the same pod.
+    pub fn add(&self, counts: &Counts) {
+        for (event, outcome, count) in &counts.events {
+            self.events[*event as usize][*outcome as usize].fetch_add(*count, Ordering::Relaxed);
+        }
+        for (failure, count) in &counts.fallbacks {
+            if let Some(at) = Failure::ALL.iter().position(|it| it == failure) {
+                self.fallbacks[at].fetch_add(*count, Ordering::Relaxed);
+            }
+        }
+        self.lines_dropped.fetch_add(counts.lines_dropped, Ordering::Relaxed);
+        self.restarts.fetch_add(counts.worker_restarts, Ordering::Relaxed);
+    }
+
+    /// What it has counted; what it does not count is zero.
+    pub fn count(&self) -> Counts {
+        Counts {
+            events: self.events().collect(),
+            fallbacks: self.fallbacks().collect(),
+            lines_dropped: self.lines_dropped(),
+            worker_restarts: self.restarts(),
+            ..Counts::default()
+        }
+    }
+
     /// Event lines that were dropped.
     pub fn lines_dropped(&self) -> u64 {
         self.lines_dropped.load(Ordering::Relaxed)
@@ -622,6 +747,27 @@ impl Tally {
     pub fn restarts(&self) -> u64 {
         self.restarts.load(Ordering::Relaxed)
     }
+}
+
+/// What was counted, as it goes from one process to another.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Answers.
+    pub events: Vec<(Event, Outcome, u64)>,
+    /// What could not be judged.
+    pub fallbacks: Vec<(Failure, u64)>,
+    /// Of the histogram: by bound, not summed up.
+    pub buckets: Vec<u64>,
+    /// And the sum.
+    pub nanoseconds: u64,
+    /// Event lines.
+    pub lines_dropped: u64,
+    /// Workers that died.
+    pub worker_restarts: u64,
+    /// Workers that were left behind.
+    pub workers_abandoned: u64,
+    /// Files that could not be learned.
+    pub identities_dropped: u64,
 }
 
 /// Counts the lines of one guard that are dropped.
@@ -661,6 +807,46 @@ impl GuardMetrics {
             self.fallbacks[at].inc_by(count);
             self.tally.fallbacks[at].fetch_add(count, Ordering::Relaxed);
         }
+    }
+
+    /// What the guard has counted in all its pods, and what it has in this one, for another process.
+    pub fn count(&self) -> Counts {
+        let all = Event::ALL.into_iter().flat_map(|event| Outcome::ALL.map(|outcome| (event, outcome)));
+        let events = all.map(|(event, outcome)| (event, outcome, self.events[event as usize][outcome as usize].get()));
+        let observed = &self.response_seconds.0;
+        Counts {
+            events: events.collect(),
+            fallbacks: Failure::ALL.into_iter().zip(&self.fallbacks).map(|(it, count)| (it, count.get())).collect(),
+            buckets: observed.counts.iter().map(|count| count.load(Ordering::Relaxed)).collect(),
+            nanoseconds: observed.nanoseconds.load(Ordering::Relaxed),
+            lines_dropped: self.log_dropped.get(),
+            worker_restarts: self.worker_restarts.get(),
+            workers_abandoned: self.workers_abandoned.get(),
+            identities_dropped: self.identities_dropped.get(),
+        }
+    }
+
+    /// Adds what another process has counted. Buckets of other bounds are left out.
+    pub fn add(&self, counts: &Counts) {
+        for (event, outcome, count) in &counts.events {
+            self.events[*event as usize][*outcome as usize].inc_by(*count);
+        }
+        for (failure, count) in &counts.fallbacks {
+            if let Some(at) = Failure::ALL.iter().position(|it| it == failure) {
+                self.fallbacks[at].inc_by(*count);
+            }
+        }
+        let observed = &self.response_seconds.0;
+        if counts.buckets.len() == observed.counts.len() {
+            for (own, count) in observed.counts.iter().zip(&counts.buckets) {
+                own.fetch_add(*count, Ordering::Relaxed);
+            }
+            observed.nanoseconds.fetch_add(counts.nanoseconds, Ordering::Relaxed);
+        }
+        self.log_dropped.inc_by(counts.lines_dropped);
+        self.worker_restarts.inc_by(counts.worker_restarts);
+        self.workers_abandoned.inc_by(counts.workers_abandoned);
+        self.identities_dropped.inc_by(counts.identities_dropped);
     }
 
     /// An event line was dropped.
@@ -709,6 +895,19 @@ impl GuardMetrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn how_containers_are_found_where_they_are_looked_for() {
+        let metrics = Metrics::default();
+        let text = || metrics.open_metrics().unwrap();
+        assert!(!text().contains("janus_finder_blind"));
+        metrics.finds(Arc::default());
+        for sample in
+            ["janus_containers_found_late_total 0", "janus_containers_too_large_total 0", "janus_finder_blind 0"]
+        {
+            assert!(text().lines().any(|line| line == sample), "{}", text());
+        }
+    }
     use crate::policy::Reason;
 
     #[test]

@@ -8,12 +8,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
+use arc_swap::ArcSwap;
 use crossbeam_channel::{Receiver, Sender, bounded, never, unbounded};
 use tokio::sync::mpsc;
 
-use super::{Line, QUEUE};
+use super::{GuardText, Line};
 use crate::policy::{Event, Outcome};
 
+/// Lines that may wait for the relay, which waits for nobody: those that pile up do so before the writer.
+const PASSING: usize = 4096;
 /// Decisions that may wait for one reader.
 const READER_QUEUE: usize = 1024;
 
@@ -33,14 +36,59 @@ pub struct Interest {
 }
 
 impl Interest {
+    /// Whether lines of this guard, in this pod, may be of interest.
+    pub fn concerns(&self, text: &GuardText) -> bool {
+        let is = |wanted: &Option<String>, is: Option<&str>| wanted.as_deref().is_none_or(|wanted| is == Some(wanted));
+        is(&self.namespace, Some(text.namespace()))
+            && is(&self.guard, Some(text.guard()))
+            && is(&self.pod, text.whose().map(|whose| whose.pod.as_str()))
+    }
+
     /// Whether a line is of interest.
     pub fn admits(&self, line: &Line) -> bool {
-        let is = |wanted: &Option<String>, is: Option<&str>| wanted.as_deref().is_none_or(|wanted| is == Some(wanted));
-        is(&self.namespace, Some(line.text.namespace()))
-            && is(&self.guard, Some(line.text.guard()))
-            && is(&self.pod, line.text.whose().map(|whose| whose.pod.as_str()))
+        self.concerns(&line.text)
             && (self.events.is_empty() || self.events.contains(&line.event))
             && (self.outcomes.is_empty() || self.outcomes.contains(&line.decision.outcome()))
+    }
+}
+
+/// Who watches, for workers: about an opener in whom nobody is interested nothing is found out. Asked between an event and
+/// its answer, so it never waits.
+#[derive(Debug, Clone, Default)]
+pub struct Watched(Arc<ArcSwap<Vec<(u64, Interest)>>>);
+
+impl Watched {
+    /// Whether anybody is interested in lines of this guard, in this pod.
+    pub fn concerns(&self, text: &GuardText) -> bool {
+        self.0.load().iter().any(|(_, interest)| interest.concerns(text))
+    }
+
+    fn begin(&self, interest: &Interest) -> Watching {
+        static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
+        self.0.rcu(|all| {
+            let mut all = Vec::clone(all);
+            all.push((number, interest.clone()));
+            all
+        });
+        Watching { watched: self.clone(), number }
+    }
+}
+
+/// Somebody watches, until this is dropped.
+#[derive(Debug)]
+struct Watching {
+    watched: Watched,
+    number: u64,
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.watched.0.rcu(|all| {
+            let mut all = Vec::clone(all);
+            all.retain(|(number, _)| *number != self.number);
+            all
+        });
     }
 }
 
@@ -59,6 +107,7 @@ pub struct Reader {
     queue: mpsc::Receiver<(u64, Arc<Line>)>,
     missed: Arc<AtomicU64>,
     held: Option<Arc<Line>>,
+    _watching: Watching,
 }
 
 impl Reader {
@@ -96,6 +145,7 @@ struct Audience {
 #[derive(Debug, Clone)]
 pub struct Relay {
     joins: Sender<Audience>,
+    watched: Watched,
 }
 
 impl std::fmt::Debug for Audience {
@@ -114,20 +164,26 @@ impl Relay {
     /// # Errors
     /// The kernel's, when no thread can be had.
     pub fn start(writer: Sender<Line>) -> std::io::Result<(Sender<Line>, Relay, RelayThread)> {
-        let (sender, lines) = bounded(QUEUE);
+        let (sender, lines) = bounded(PASSING);
         let (joins, joined) = unbounded();
         let hall = Hall { writer, lines, joined, audience: Vec::new() };
         let thread = std::thread::Builder::new().name("janus-relay".into()).spawn(move || hall.run())?;
-        Ok((sender, Relay { joins }, RelayThread(thread)))
+        Ok((sender, Relay { joins, watched: Watched::default() }, RelayThread(thread)))
+    }
+
+    /// Who watches.
+    pub fn watched(&self) -> &Watched {
+        &self.watched
     }
 
     /// Watches from now on.
     pub fn watch(&self, interest: Interest) -> Reader {
         let (sender, queue) = mpsc::channel(READER_QUEUE);
         let missed = Arc::new(AtomicU64::new(0));
+        let _watching = self.watched.begin(&interest);
         // The thread has ended: the reader is told so at once.
         let _ended = self.joins.send(Audience { interest, queue: sender, missed: missed.clone() });
-        Reader { queue, missed, held: None }
+        Reader { queue, missed, held: None, _watching }
     }
 }
 
@@ -276,5 +332,23 @@ mod tests {
         }
         assert!(matches!(told(&mut slow).await, Told::Line(_)));
         assert!(matches!(told(&mut slow).await, Told::Missed(1)));
+    }
+
+    #[test]
+    fn whoever_watches_is_known_until_the_reader_goes() {
+        let (writer, _written) = bounded(1);
+        let (_lines, relay, _thread) = Relay::start(writer).unwrap();
+        let watched = relay.watched().clone();
+        let (mine, others) = (text("mine", "pod"), text("others", "pod"));
+        assert!(!watched.concerns(&mine));
+        let reader = relay.watch(Interest { guard: Some("mine".to_owned()), ..Interest::default() });
+        assert!(watched.concerns(&mine) && !watched.concerns(&others));
+        let elsewhere = relay.watch(Interest { pod: Some("elsewhere".to_owned()), ..Interest::default() });
+        assert!(!watched.concerns(&others));
+        let all = relay.watch(Interest::default());
+        drop((reader, elsewhere));
+        assert!(watched.concerns(&mine) && watched.concerns(&others));
+        drop(all);
+        assert!(!watched.concerns(&mine));
     }
 }
