@@ -1,9 +1,11 @@
 //! A process that opens files on behalf of a test, started from this same binary.
 //!
 //! `__agent host` serves as it is. `__agent container SCRATCH` enters a pid namespace, starts `__agent entrypoint
-//! SCRATCH` as its PID 1, and that one enters a mount namespace, builds the root, moves into it and serves. `__agent
+//! SCRATCH` as its PID 1, and that one enters a mount namespace, builds the root, moves into it and serves. `__agent bare
+//! SCRATCH` has an empty root and stays in our pid namespace; `__agent half SCRATCH` is the same before it has let go of
+//! the old root. `__agent
 //! unprivileged PROGRAM ...` becomes that program without CAP_SYS_ADMIN, `poor UID FILES PROGRAM ...` as a user with few
-//! descriptors. All of this happens in a fresh process with
+//! descriptors, `groups N` holds so many fanotify groups. All of this happens in a fresh process with
 //! one thread.
 //!
 //! Guarantee: an agent ends with the process that started it (parent death signal, and end of its stdin), and its
@@ -17,10 +19,11 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, unmount};
 use rustix::process::{Resource, Rlimit, Uid, setrlimit};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use rustix::thread::{
@@ -32,7 +35,7 @@ use crate::atomic_writer;
 use crate::hammer::Hammer;
 use crate::matrix::stage::{Stage, be_child};
 use crate::matrix::{races, world};
-use crate::protocol::{Act, Outcome, Reply, Request};
+use crate::protocol::{Act, Outcome, Reply, Request, Timing};
 use crate::root;
 
 /// The argument that makes the test binary an agent.
@@ -47,6 +50,8 @@ pub(crate) fn main() -> ExitCode {
                 [mode] if *mode == "host" => serve(std::process::id()),
                 [mode, scratch] if *mode == "container" => start_entrypoint("entrypoint", scratch),
                 [mode, scratch] if *mode == "entrypoint" => be_container(Path::new(scratch)),
+                [mode, scratch] if *mode == "bare" => be_bare_container(Path::new(scratch), root::enter),
+                [mode, scratch] if *mode == "half" => be_bare_container(Path::new(scratch), root::enter_half),
                 [mode, scratch] if *mode == "node" => be_node(Path::new(scratch)),
                 [mode, scratch] if *mode == "matrix-container" => start_entrypoint("matrix-entrypoint", scratch),
                 [mode, scratch] if *mode == "matrix-entrypoint" => be_matrix_container(Path::new(scratch)),
@@ -55,6 +60,7 @@ pub(crate) fn main() -> ExitCode {
                 [mode, user, files, program, arguments @ ..] if *mode == "poor" => {
                     become_poor(user, files, program, arguments)
                 }
+                [mode, count] if *mode == "groups" => hold_groups(count),
                 [mode, program, arguments @ ..] if *mode == "unprivileged" => become_unprivileged(program, arguments),
                 _ => Err(io::Error::other(format!("unknown agent {words:?}"))),
             }
@@ -98,6 +104,14 @@ fn become_poor(user: &OsStr, files: &OsStr, program: &OsStr, arguments: &[&OsStr
         configure_capability_in_ambient_set(capability, true)?;
     }
     Err(Command::new(program).args(arguments).exec())
+}
+
+/// Holds fanotify groups for as long as it serves: so many, or as many as its user may have.
+fn hold_groups(count: &OsStr) -> io::Result<()> {
+    use fanotify::low_level::{FAN_CLASS_CONTENT, FAN_CLOEXEC, fanotify_init};
+    let count: usize = count.to_string_lossy().parse().map_err(io::Error::other)?;
+    let _held: Vec<_> = (0..count).map_while(|_| fanotify_init(FAN_CLASS_CONTENT | FAN_CLOEXEC, 0).ok()).collect();
+    serve(std::process::id())
 }
 
 /// Deprecated because CLONE_FILES could pull file descriptors from under other threads: it is never given here.
@@ -145,6 +159,17 @@ fn be_container(scratch: &Path) -> io::Result<()> {
     serve(pid)
 }
 
+/// An empty root, and the pid namespace of whoever starts it.
+fn be_bare_container(scratch: &Path, enter: fn(&Path) -> io::Result<()>) -> io::Result<()> {
+    let pid = fs::read_link("/proc/self")?.to_string_lossy().parse().map_err(io::Error::other)?;
+    enter_new_mount_namespace()?;
+    let root = scratch.join("root");
+    fs::create_dir(&root)?;
+    mount("tmpfs", &root, "tmpfs", MountFlags::empty(), None)?;
+    enter(scratch)?;
+    serve(pid)
+}
+
 fn serve(pid: u32) -> io::Result<()> {
     let mut replies = io::stdout();
     let mut reply = |reply: &Reply| -> io::Result<()> {
@@ -166,11 +191,24 @@ fn serve(pid: u32) -> io::Result<()> {
             Request::StopOpeners => Reply::Stopped(taken(&mut hammer)?.stop()),
             Request::AwaitOpeners => Reply::Stopped(taken(&mut hammer)?.join()),
             Request::Play(cue) => Reply::Played(stage.play(cue)),
+            Request::Time(act, times) => Reply::Timed(time(&act, times)),
             Request::Race(room) => Reply::Raced(races::run(&room).map_err(|error| error.to_string())),
         };
         reply(&answer)?;
     }
     Ok(())
+}
+
+fn time(act: &Act, times: usize) -> Timing {
+    let mut took: Vec<u64> = (0..times)
+        .map(|_| {
+            let before = Instant::now();
+            let _outcome = perform(act);
+            before.elapsed().as_nanos() as u64
+        })
+        .collect();
+    took.sort_unstable();
+    Timing { median: took[times / 2], percentile_99: took[times * 99 / 100] }
 }
 
 fn taken(hammer: &mut Option<Hammer>) -> io::Result<Hammer> {

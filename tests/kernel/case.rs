@@ -52,6 +52,16 @@ impl Case {
         Container::start_beside(&self.watch, self.scratch(name), other)
     }
 
+    /// A container with an empty root that shares the node's pid namespace.
+    pub(crate) fn bare_container(&self, name: &str) -> Agent {
+        Container::start_bare(&self.watch, "bare", &self.scratch(name))
+    }
+
+    /// The same before it has let go of its old root.
+    pub(crate) fn half_a_container(&self, name: &str) -> Agent {
+        Container::start_bare(&self.watch, "half", &self.scratch(name))
+    }
+
     pub(crate) fn directory(&self) -> Directory {
         Directory::start(&self.watch, self.scratch("directory"))
     }

@@ -17,7 +17,7 @@ use crate::agent;
 use crate::matrix::races::Raced;
 use crate::matrix::room::Room;
 use crate::matrix::stage::{Cue, Played};
-use crate::protocol::{Act, Openers, Outcome, Reply, Request, Tally, open};
+use crate::protocol::{Act, Openers, Outcome, Reply, Request, Tally, Timing, open};
 use crate::root;
 use crate::watchdog::{Watch, kernel_pid, wait_until};
 
@@ -89,6 +89,12 @@ impl Agent {
 
     pub(crate) fn open(&self, path: impl AsRef<Path>) -> Outcome {
         self.act(open(path.as_ref()))
+    }
+
+    /// How long an act takes.
+    pub(crate) fn time(&self, act: Act, times: usize) -> Timing {
+        let Reply::Timed(timing) = self.ask(&Request::Time(act, times)) else { panic!("no time") };
+        timing
     }
 
     /// A route of the matrix: to be prepared, or to be tried.
@@ -204,6 +210,12 @@ impl Container {
         std::os::unix::fs::symlink(other.scratch.join(volumes), scratch.join(volumes)).unwrap();
         let agent = Agent::start(watch, &["container".as_ref(), &scratch]);
         Container { agent, scratch }
+    }
+
+    /// One with an empty root and the pid namespace of the node, by an agent of the mode `bare` or `half`.
+    pub(crate) fn start_bare(watch: &Watch, mode: &str, scratch: &Path) -> Agent {
+        fs::create_dir(scratch).unwrap();
+        Agent::start(watch, &[mode.as_ref(), scratch])
     }
 
     /// A path of the container as the host may write it.

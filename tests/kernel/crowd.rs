@@ -170,6 +170,18 @@ fn be_root() -> io::Result<()> {
     io::stdin().read_to_end(&mut Vec::new()).map(drop)
 }
 
+/// A process with a small root of its own; it ends when its stdin is closed.
+pub(crate) fn start_root() -> io::Result<Child> {
+    let mut child = Command::new(std::env::current_exe()?)
+        .args([WORD, "root"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut said = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut said)?;
+    Ok(child)
+}
+
 enum Place {
     Directory(PathBuf),
     Process(Child),
@@ -178,14 +190,7 @@ enum Place {
 impl Place {
     fn new(kind: Kind, at: PathBuf) -> io::Result<Place> {
         if kind == Kind::Containers {
-            let mut child = Command::new(std::env::current_exe()?)
-                .args([WORD, "root"])
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .spawn()?;
-            let mut said = String::new();
-            BufReader::new(child.stdout.take().unwrap()).read_line(&mut said)?;
-            return Ok(Place::Process(child));
+            return Ok(Place::Process(start_root()?));
         }
         fs::create_dir(&at)?;
         if kind == Kind::Tmpfs {

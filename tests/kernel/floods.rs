@@ -9,10 +9,10 @@ use crate::case::Case;
 use crate::manifest::guard;
 use crate::watchdog::wait_until;
 
-pub(crate) const TESTS: &[crate::Test] =
-    &[crate::Test::kernel("floods::a_path_that_comes_and_goes", a_path_that_comes_and_goes)
-        .without_control()
-        .lasting(90)];
+pub(crate) const TESTS: &[crate::Test] = &[
+    crate::Test::kernel("floods::a_path_that_comes_and_goes", a_path_that_comes_and_goes).without_control().lasting(90),
+    crate::Test::kernel("floods::more_symlinks_than_are_followed", more_symlinks_than_are_followed),
+];
 
 fn a_path_that_comes_and_goes(case: &Case) {
     const TIMES: u64 = 140;
@@ -44,4 +44,22 @@ fn a_path_that_comes_and_goes(case: &Case) {
     assert!(summary.contains("guard=default/g") && summary.contains("guarded from the moment it exists"), "{summary}");
     assert!(summary.contains(&format!("count={held_back}")), "{held_back}: {summary}");
     assert_eq!(told() + held_back, all);
+}
+
+/// A glob matches whatever a container makes: it makes no more work than is bounded, and that is said.
+fn more_symlinks_than_are_followed(case: &Case) {
+    const LINKS: u64 = 1_200;
+    let place = case.directory();
+    let links = place.at("/links");
+    fs::create_dir(&links).unwrap();
+    for number in 0..LINKS {
+        std::os::unix::fs::symlink(format!("/nowhere/{number}"), links.join(format!("{number}.key"))).unwrap();
+    }
+    fs::write(links.join("real.key"), "key").unwrap();
+    let janusd = case.guard(&place, &guard(&["{deny: ['/links/*.key'], events: [open]}"]));
+    case.denied(place.open(place.at("/links/real.key")));
+    let Some(janusd) = janusd.running() else { return };
+    let problems = |reason| janusd.metrics().sum("janus_guard_problems_total", &[("reason", reason)]);
+    assert_eq!((problems("TooManyEntries"), problems("PathAbsent")), (1, 1_000));
+    assert_eq!(janusd.metrics().sum("janus_guards", &[("state", "degraded")]), 1);
 }

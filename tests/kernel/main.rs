@@ -22,6 +22,7 @@ mod daemon;
 mod directory;
 mod faults;
 mod floods;
+mod floor;
 mod found;
 mod fuse;
 mod hammer;
@@ -90,6 +91,10 @@ fn main() -> ExitCode {
         pods::TESTS,
         found::TESTS,
         serve::TESTS,
+        serve::faults::TESTS,
+        serve::handover::TESTS,
+        serve::held::TESTS,
+        serve::strangers::TESTS,
         lines::TESTS,
         update::TESTS,
         ignored::TESTS,

@@ -11,7 +11,9 @@ use libtest_mimic::{Failed, Measurement, Trial};
 use crate::case::{Case, Janus};
 use crate::container::Agent;
 use crate::crowd::{self, Kind};
+use crate::floor;
 use crate::manifest;
+use crate::serve;
 use crate::watchdog::{Watchdog, wait_until};
 
 /// A figure, and how it is come by.
@@ -19,11 +21,22 @@ type Measure = (&'static str, fn(&Case));
 
 pub(crate) const MEASURES: &[Measure] = &[
     ("opens", opens),
+    ("floor_one_opener", floor::one_opener),
+    ("floor_many_openers", floor::many_openers),
+    ("floor_unasked", floor::unasked),
+    ("floor_execs", floor::execs),
+    ("floor_short", floor::short),
     ("a_large_tree", a_large_tree),
     ("guards_500", |case| guards(case, 500)),
     ("ten_million_events", ten_million_events),
     ("guards_1000", |case| guards(case, 1000)),
+    ("crowd_served", serve::crowd::served),
+    ("five_hundred_pods", crate::found::five_hundred_pods),
+    ("a_container_starts", crate::found::a_container_starts),
 ];
+
+/// Of any of them: ten million events take minutes, and many of them where others want the CPUs.
+const LONGEST: Duration = Duration::from_secs(3600);
 
 pub(crate) fn trial((name, measure): &Measure) -> Trial {
     let measure = *measure;
@@ -31,13 +44,13 @@ pub(crate) fn trial((name, measure): &Measure) -> Trial {
         if test_mode {
             return Ok(None);
         }
-        let watchdog = Watchdog::start(Duration::from_secs(300));
+        let watchdog = Watchdog::start(LONGEST);
         let case = Case::new(Janus::Guards, watchdog.watch());
         let started = Instant::now();
         measure(&case);
         drop(case);
         if watchdog.stop() {
-            return Err(Failed::from("took more than five minutes"));
+            return Err(Failed::from(format!("took more than {LONGEST:?}")));
         }
         // What counts is printed; the harness wants a figure too.
         Ok(Some(Measurement { avg: started.elapsed().as_nanos() as u64, variance: 0 }))
@@ -181,15 +194,17 @@ fn ten_million_events(case: &Case) {
     let janusd = case.guard(&place, &manifest::together(&manifests));
     let started = Instant::now();
     let load = place.start_openers(200, &paths);
-    wait_until(Duration::from_secs(280), || load.opened() >= EVENTS);
+    let enough = wait_until(LONGEST - Duration::from_secs(20), || load.opened() >= EVENTS);
     let opened = load.stop();
     let took = started.elapsed().as_secs_f64();
     let running = janusd.running().unwrap();
+    let mut against_the_rules = 0;
     for (guard, answers) in opened.paths.chunks(2).enumerate() {
         let name = format!("g{guard}");
-        running.counts(&[("guard", &name), ("event", "open"), ("response", "deny")], answers[0].denied);
-        running.counts(&[("guard", &name), ("event", "open"), ("response", "allow")], answers[1].allowed);
-        assert_eq!((answers[0].allowed, answers[1].denied), (0, 0), "{name}: {answers:?}");
+        let (denied, allowed) = (answers[0].denied + answers[1].denied, answers[0].allowed + answers[1].allowed);
+        running.counts(&[("guard", &name), ("event", "open"), ("response", "deny")], denied);
+        running.counts(&[("guard", &name), ("event", "open"), ("response", "allow")], allowed);
+        against_the_rules += answers[0].allowed + answers[1].denied;
     }
     let total = opened.total();
     let fallbacks = running.metrics().sum("janus_guard_fallbacks_total", &[]);
@@ -198,4 +213,7 @@ fn ten_million_events(case: &Case) {
         total.allowed + total.denied,
         opened.slowest
     );
+    // Who has not the time to judge answers by failurePolicy, and counts that as well.
+    assert!(against_the_rules <= fallbacks, "{against_the_rules} answers are against the rules");
+    assert!(enough, "no {EVENTS} events in that time");
 }

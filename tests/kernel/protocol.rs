@@ -106,6 +106,15 @@ pub(crate) enum Request {
     Play(Cue),
     /// A race in a room.
     Race(Room),
+    /// How long an act takes, so many times.
+    Time(Act, usize),
+}
+
+/// How long an act took, nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Timing {
+    pub(crate) median: u64,
+    pub(crate) percentile_99: u64,
 }
 
 /// A load: opener `i` opens `paths[i % n]`, then `paths[(i + 1) % n]`, and so on.
@@ -161,6 +170,8 @@ pub(crate) enum Reply {
     Played(Played),
     /// What came of a race, or why it could not be run.
     Raced(Result<Raced, String>),
+    /// How long it took.
+    Timed(Timing),
 }
 
 /// What an act gave: its content (empty for most), or the error that the process saw.

@@ -1,4 +1,5 @@
-//! Kernel calls for which there is no safe wrapper: file handles, io_uring, execveat, mmap, swapon, ptrace.
+//! Kernel calls for which there is no safe wrapper: file handles, io_uring, execveat, mmap, swapon, ptrace;
+//! and a fanotify group without any code of janusd.
 //!
 //! Guarantee: each function is safe to call with any argument; what it makes, it unmaps and closes.
 #![allow(unsafe_code, reason = "the only module of the tests that makes such calls; each states why it is sound")]
@@ -7,6 +8,7 @@ use std::ffi::{CString, OsStr};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -308,4 +310,115 @@ fn trace(request: libc::c_uint, thread: libc::pid_t) -> io::Result<()> {
     let result =
         unsafe { libc::ptrace(request, thread, ptr::null_mut::<libc::c_void>(), ptr::null_mut::<libc::c_void>()) };
     done(result).map(|_zero| ())
+}
+
+/// What a bare group asks about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mark {
+    /// Opens of this file.
+    Inode,
+    /// Execs of it.
+    Execute,
+}
+
+/// A fanotify group that allows whatever it is asked, for comparison: no code of janusd is in it.
+pub(crate) struct BareGroup(OwnedFd);
+
+/// Events that were read, and their answers.
+#[derive(Default)]
+pub(crate) struct BareEvents {
+    buffer: Vec<u64>,
+    answers: Vec<libc::fanotify_response>,
+}
+
+/// Records in one read.
+const BARE_BATCH: usize = 256;
+
+impl BareGroup {
+    pub(crate) fn new() -> io::Result<BareGroup> {
+        let flags = libc::FAN_CLASS_CONTENT | libc::FAN_CLOEXEC | libc::FAN_NONBLOCK | libc::FAN_UNLIMITED_QUEUE;
+        let files = libc::O_RDONLY | libc::O_LARGEFILE | libc::O_CLOEXEC;
+        // SAFETY: takes no pointer.
+        let number = unsafe { libc::fanotify_init(flags, files.cast_unsigned()) };
+        owned(number.into()).map(BareGroup)
+    }
+
+    pub(crate) fn mark(&self, path: &Path, mark: Mark) -> io::Result<()> {
+        let path = c_path(path.as_os_str())?;
+        let mask = match mark {
+            Mark::Inode => libc::FAN_OPEN_PERM,
+            Mark::Execute => libc::FAN_OPEN_EXEC_PERM,
+        };
+        // SAFETY: the path ends with a zero and outlives the call.
+        let result =
+            unsafe { libc::fanotify_mark(self.0.as_raw_fd(), libc::FAN_MARK_ADD, mask, libc::AT_FDCWD, path.as_ptr()) };
+        done(result.into()).map(drop)
+    }
+
+    /// What is queued; nothing, if nothing is.
+    pub(crate) fn read(&self, events: &mut BareEvents) -> io::Result<()> {
+        const RECORD: usize = size_of::<libc::fanotify_event_metadata>();
+        events.buffer.resize(BARE_BATCH * RECORD / 8, 0);
+        events.answers.clear();
+        // SAFETY: the buffer is that long, and any bytes make u64s.
+        let read =
+            unsafe { libc::read(self.0.as_raw_fd(), events.buffer.as_mut_ptr().cast(), events.buffer.len() * 8) };
+        let read = match done(read as libc::c_long) {
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        for record in events.buffer[..read / 8].chunks_exact(RECORD / 8) {
+            // event_len, vers and metadata_len; mask; fd and pid.
+            let fd = (record[2] & 0xffff_ffff) as u32;
+            let answer = libc::fanotify_response { fd: fd.cast_signed(), response: libc::FAN_ALLOW };
+            events.answers.push(answer);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn allow_one_by_one(&self, events: &BareEvents) -> io::Result<()> {
+        for answer in &events.answers {
+            // SAFETY: one response, read by the kernel.
+            let written = unsafe {
+                libc::write(self.0.as_raw_fd(), ptr::from_ref(answer).cast(), size_of::<libc::fanotify_response>())
+            };
+            done(written as libc::c_long)?;
+            // SAFETY: the kernel made this descriptor for the event, which nobody else knows of.
+            unsafe { libc::close(answer.fd) };
+        }
+        Ok(())
+    }
+
+    pub(crate) fn allow_all(&self, events: &BareEvents) -> io::Result<()> {
+        for answers in events.answers.chunks(BARE_BATCH) {
+            let segments: Vec<libc::iovec> = answers
+                .iter()
+                .map(|answer| libc::iovec {
+                    iov_base: ptr::from_ref(answer).cast_mut().cast(),
+                    iov_len: size_of::<libc::fanotify_response>(),
+                })
+                .collect();
+            // SAFETY: each segment is one response, which the kernel reads.
+            let written = unsafe { libc::writev(self.0.as_raw_fd(), segments.as_ptr(), segments.len() as i32) };
+            done(written as libc::c_long)?;
+        }
+        // Numbers that the kernel gives one after the other are neighbours, but for what this process opened between.
+        let mut numbers = events.answers.iter().map(|answer| answer.fd).peekable();
+        while let Some(first) = numbers.next() {
+            let mut last = first;
+            while let Some(next) = numbers.next_if(|next| *next == last + 1) {
+                last = next;
+            }
+            // SAFETY: the kernel made these descriptors for the events, which nobody else knows of.
+            unsafe { libc::close_range(first.cast_unsigned(), last.cast_unsigned(), 0) };
+        }
+        Ok(())
+    }
+}
+
+impl std::os::fd::AsFd for BareGroup {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
 }

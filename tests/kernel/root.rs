@@ -81,10 +81,15 @@ pub(crate) fn build(scratch: &Path) -> io::Result<()> {
 
 /// Makes it this process's root, and lets go of the old one.
 pub(crate) fn enter(scratch: &Path) -> io::Result<()> {
-    std::env::set_current_dir(scratch.join("root"))?;
-    pivot_root(".", ".")?;
+    enter_half(scratch)?;
     unmount(".", UnmountFlags::DETACH)?;
     std::env::set_current_dir("/")
+}
+
+/// As [`enter`], up to where the old root, with all that is mounted there, lies over the new one.
+pub(crate) fn enter_half(scratch: &Path) -> io::Result<()> {
+    std::env::set_current_dir(scratch.join("root"))?;
+    Ok(pivot_root(".", ".")?)
 }
 
 /// Layers on the disk, as on a node; on a tmpfs where the disk is itself an overlay, which cannot be an upper layer.

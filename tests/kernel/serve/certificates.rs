@@ -10,6 +10,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
+/// The name that the daemon wants of its clients.
+pub(super) const CONTROLLER: &str = "janus-controller.janus-test.svc";
 /// From year to year.
 pub(super) const VALID: (i32, i32) = (2020, 2120);
 pub(super) const EXPIRED: (i32, i32) = (2020, 2021);
@@ -30,7 +32,7 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let daemon = signed(&ca, "janusd.janus-test.svc", VALID, ExtendedKeyUsagePurpose::ServerAuth);
+        let daemon = signed(&ca, "janusd.janus-test.svc", VALID, &[ExtendedKeyUsagePurpose::ServerAuth]);
         Authority { ca, daemon }
     }
 
@@ -46,13 +48,11 @@ impl Authority {
     }
 
     pub(super) fn controller(&self) -> Identity {
-        self.client("janus-controller.janus-test.svc", VALID, false)
+        self.client(CONTROLLER, VALID, &[ExtendedKeyUsagePurpose::ClientAuth])
     }
 
-    pub(super) fn client(&self, name: &str, years: (i32, i32), for_servers: bool) -> Identity {
-        let purpose =
-            if for_servers { ExtendedKeyUsagePurpose::ServerAuth } else { ExtendedKeyUsagePurpose::ClientAuth };
-        let own = signed(&self.ca, name, years, purpose);
+    pub(super) fn client(&self, name: &str, years: (i32, i32), purposes: &[ExtendedKeyUsagePurpose]) -> Identity {
+        let own = signed(&self.ca, name, years, purposes);
         Identity { config: config(self, Some(&own)), own: Some(own) }
     }
 
@@ -72,11 +72,11 @@ fn signed(
     ca: &CertifiedIssuer<'static, KeyPair>,
     name: &str,
     (from, to): (i32, i32),
-    purpose: ExtendedKeyUsagePurpose,
+    purposes: &[ExtendedKeyUsagePurpose],
 ) -> (String, String) {
     let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
     (params.not_before, params.not_after) = (date_time_ymd(from, 1, 1), date_time_ymd(to, 1, 1));
-    params.extended_key_usages = vec![purpose];
+    params.extended_key_usages = purposes.to_vec();
     let key = KeyPair::generate().unwrap();
     (params.signed_by(&key, ca).unwrap().pem(), key.serialize_pem())
 }

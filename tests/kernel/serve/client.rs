@@ -18,6 +18,7 @@ use crate::found::UID;
 pub(super) const NODE: &str = "node-a";
 const GUARD: &str = "0b8f3f5e-1111-4222-8333-944455556666";
 
+#[derive(Clone)]
 pub(super) struct Client(JanusdClient<Channel>);
 
 impl Client {
@@ -30,6 +31,14 @@ impl Client {
                 let name = rustls::pki_types::ServerName::try_from("janusd.janus-test.svc").unwrap();
                 Ok::<_, std::io::Error>(TokioIo::new(connector.connect(name, stream).await?))
             }
+        });
+        let endpoint = Endpoint::from_static("http://janusd.janus-test.svc").timeout(Duration::from_secs(20));
+        Ok(Client(JanusdClient::new(endpoint.connect_with_connector(connect).await?)))
+    }
+
+    pub(super) async fn connect_plain(address: SocketAddr) -> Result<Client, tonic::transport::Error> {
+        let connect = tower::service_fn(move |_: Uri| async move {
+            Ok::<_, std::io::Error>(TokioIo::new(TcpStream::connect(address).await?))
         });
         let endpoint = Endpoint::from_static("http://janusd.janus-test.svc").timeout(Duration::from_secs(20));
         Ok(Client(JanusdClient::new(endpoint.connect_with_connector(connect).await?)))
@@ -99,6 +108,26 @@ pub(super) fn create(epoch: u64, generation: i64, spec: v1::GuardSpec) -> v1::Cr
 
 pub(super) fn destroy(epoch: u64, generation: i64) -> v1::DestroyGuardRequest {
     v1::DestroyGuardRequest { caller: caller(epoch), guard: guard(generation), pod: pod() }
+}
+
+/// One of many guards, on one of many pods, by their numbers; four namespaces, since none may take all of what there is.
+pub(super) fn create_one(number: usize, pod: usize, spec: v1::GuardSpec) -> v1::CreateGuardRequest {
+    let namespace = format!("ns-{}", pod % 4);
+    let name = format!("g{number}");
+    let guard = v1::GuardRef { uid: uid(0xa, number), namespace: namespace.clone(), name, generation: 1 };
+    let (uid, name) = (uid(0xb, pod), format!("pod-{pod}"));
+    let pod = v1::PodRef { uid, cgroup_uid: String::new(), namespace, name };
+    v1::CreateGuardRequest { guard: Some(guard), pod: Some(pod), ..create(1, 1, spec) }
+}
+
+/// Lifts what such a request asked for.
+pub(super) fn lift(created: &v1::CreateGuardRequest) -> v1::DestroyGuardRequest {
+    v1::DestroyGuardRequest { caller: caller(1), guard: created.guard.clone(), pod: created.pod.clone() }
+}
+
+/// The UID of one of many.
+pub(super) fn uid(kind: u8, number: usize) -> String {
+    format!("0b8f3f5e-1111-4222-{:04x}-{number:012x}", 0x8330 | u16::from(kind))
 }
 
 /// Opens of these are denied.

@@ -2,17 +2,26 @@
 
 mod certificates;
 mod client;
+pub(crate) mod crowd;
+pub(crate) mod faults;
+pub(crate) mod handover;
+pub(crate) mod held;
+pub(crate) mod strangers;
 
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use janus_proto::v1;
+use rcgen::ExtendedKeyUsagePurpose::{ClientAuth, EmailProtection, ServerAuth};
 use rustix::process::{Pid, Signal, kill_process};
 use tonic::Code;
 
-use self::certificates::Authority;
+use self::certificates::{Authority, CONTROLLER, EXPIRED, VALID};
 use self::client::{Client, NODE, create, destroy, spec};
+use crate::agent;
 use crate::case::{Case, Janus, free_address};
+use crate::daemon::Poor;
 use crate::found::{PodCgroup, UID};
 use crate::kernel_tests;
 use crate::metrics::{Metrics, get};
@@ -22,6 +31,7 @@ kernel_tests! {
     a_guards_life_over_the_wire,
     who_may_not_connect.without_control(),
     certificates_replaced_under_an_open_stream,
+    whoever_watches_is_told_who_it_was,
     sigterm_lifts_what_is_guarded_and_ends,
     calls_that_do_not_count.without_control(),
 }
@@ -35,24 +45,77 @@ struct Serve {
     admin: std::net::SocketAddr,
 }
 
+/// How a daemon is started, where that matters.
+#[derive(Default)]
+struct Setting {
+    /// As such a user, with the capabilities that janusd needs.
+    poor: Option<Poor>,
+    /// In plain text.
+    insecure: bool,
+    /// Event lines ask for no more than each guard's format does.
+    lines_by_format: bool,
+    stdout: Option<Stdio>,
+    stderr: Option<Stdio>,
+    /// Guards change hands in the case's `state`; which of several daemons it is.
+    among: Option<usize>,
+    /// Another copy of the program.
+    binary: Option<std::path::PathBuf>,
+}
+
 impl Serve {
     fn start(case: &Case, authority: &Authority) -> Serve {
+        Serve::start_with(case, authority, Setting::default())
+    }
+
+    fn start_with(case: &Case, authority: &Authority, setting: Setting) -> Serve {
+        let binary = setting.binary.unwrap_or_else(|| env!("CARGO_BIN_EXE_janusd").into());
         let (grpc, admin) = (free_address(), free_address());
         authority.write(&case.scratch(""));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_janusd"));
-        command.args(["serve", "--node-name", NODE, "--namespace", "janus-test", "--event-format", "json"]);
+        let mut command = match setting.poor {
+            None => Command::new(binary),
+            Some(Poor { user, open_files }) => {
+                let mut command = Command::new(std::env::current_exe().unwrap());
+                let files = open_files.unwrap_or_default();
+                command.args([agent::WORD, "poor", &user.to_string(), &files.to_string()]).arg(binary);
+                command
+            }
+        };
+        command.args(["serve", "--node-name", NODE, "--namespace", "janus-test"]);
+        command.args(["--event-format", if setting.lines_by_format { "guard" } else { "json" }]);
         command.arg("--listen").arg(grpc.to_string()).arg("--admin-listen").arg(admin.to_string());
-        for (flag, file) in [("--tls-cert", "tls.crt"), ("--tls-key", "tls.key"), ("--tls-client-ca", "ca.crt")] {
-            command.arg(flag).arg(case.scratch(file));
+        let files = [("--tls-cert", "tls.crt"), ("--tls-key", "tls.key"), ("--tls-client-ca", "ca.crt")];
+        if setting.insecure {
+            command.arg("--insecure");
+        } else {
+            for (flag, file) in files {
+                command.arg(flag).arg(case.scratch(file));
+            }
         }
-        let log = std::fs::File::create(case.scratch("janusd.log")).unwrap();
-        let process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        if setting.among.is_some() {
+            command.arg("--state-dir").arg(case.scratch("state"));
+        }
+        let log_name = setting.among.map_or_else(|| "janusd.log".to_owned(), |number| format!("janusd-{number}.log"));
+        let log = std::fs::File::create(case.scratch(&log_name)).unwrap();
+        command.stdin(Stdio::null()).stdout(setting.stdout.unwrap_or_else(Stdio::null));
+        let process = command.stderr(setting.stderr.unwrap_or_else(|| log.into())).spawn().unwrap();
         case.watch.process(process.id());
         let serve = Serve { process, grpc, admin };
-        let log = || std::fs::read_to_string(case.scratch("janusd.log")).unwrap();
-        assert!(wait_until(SOON, || log().contains("serving")), "janusd does not serve: {}", log());
-        assert_eq!(get(admin, "/readyz").0, 200);
+        let log = || std::fs::read_to_string(case.scratch(&log_name)).unwrap();
+        let ready = || TcpStream::connect(admin).is_ok() && get(admin, "/readyz").0 == 200;
+        assert!(wait_until(SOON, ready), "janusd does not serve: {}", log());
         serve
+    }
+
+    /// SIGTERM: its exit status, and how long it took.
+    fn end(&mut self) -> (Option<i32>, Duration) {
+        let asked = Instant::now();
+        kill_process(Pid::from_raw(self.process.id().cast_signed()).unwrap(), Signal::TERM).unwrap();
+        let mut status = None;
+        wait_until(SOON, || {
+            status = self.process.try_wait().unwrap();
+            status.is_some()
+        });
+        (status.and_then(|status| status.code()), asked.elapsed())
     }
 
     fn refused(&self, reason: &str) -> u64 {
@@ -71,8 +134,12 @@ impl Drop for Serve {
 }
 
 fn wait<T>(future: impl Future<Output = T>) -> T {
+    wait_for(SOON, future)
+}
+
+fn wait_for<T>(limit: Duration, future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async { tokio::time::timeout(SOON, future).await.expect("an answer in time") })
+    runtime.block_on(async { tokio::time::timeout(limit, future).await.expect("an answer in time") })
 }
 
 fn phase(state: &v1::GuardState) -> v1::GuardPhase {
@@ -155,11 +222,15 @@ fn who_may_not_connect(case: &Case) {
     let identities = [
         ("certificate-absent", authority.nobody()),
         ("certificate-untrusted", stranger.controller().trusting(&authority)),
-        ("certificate-name", authority.client("janus-controller.elsewhere.svc", certificates::VALID, false)),
-        ("certificate-purpose", authority.client("janus-controller.janus-test.svc", certificates::VALID, true)),
-        ("certificate-expired", authority.client("janus-controller.janus-test.svc", certificates::EXPIRED, false)),
+        ("certificate-name", authority.client("janus-controller.elsewhere.svc", VALID, &[ClientAuth])),
+        ("certificate-purpose", authority.client(CONTROLLER, VALID, &[ServerAuth])),
+        // Made for nothing in particular, and so for everything.
+        ("certificate-purpose", authority.client(CONTROLLER, VALID, &[])),
+        ("certificate-purpose", authority.client(CONTROLLER, VALID, &[EmailProtection])),
+        ("certificate-expired", authority.client(CONTROLLER, EXPIRED, &[ClientAuth])),
     ];
     for (reason, identity) in identities {
+        let before = serve.refused(reason);
         let reached = wait(async {
             match Client::connect(serve.grpc, &identity).await {
                 // With TLS 1.3 a client may learn of it only when it first hears from the server.
@@ -168,7 +239,7 @@ fn who_may_not_connect(case: &Case) {
             }
         });
         assert!(!reached, "let in: {reason}");
-        assert!(wait_until(SOON, || serve.refused(reason) > 0), "{reason}: {}", serve.refused(reason));
+        assert!(wait_until(SOON, || serve.refused(reason) > before), "{reason}: {before}");
     }
     wait(async {
         let mut client = Client::connect(serve.grpc, &authority.controller()).await.unwrap();
@@ -210,6 +281,32 @@ fn certificates_replaced_under_an_open_stream(case: &Case) {
         assert!(told.is_some(), "the stream has ended");
         // And the old connection still takes calls.
         assert!(before.destroy(destroy(1, 1)).await.unwrap());
+    });
+}
+
+/// Also what no log format asks for.
+fn whoever_watches_is_told_who_it_was(case: &Case) {
+    let pod = PodCgroup::new(case);
+    let container = case.container();
+    pod.container('a', container.pid);
+    if case.janus == Janus::Absent {
+        return case.denied(container.open("/secret"));
+    }
+    let authority = Authority::new();
+    let serve = Serve::start_with(case, &authority, Setting { lines_by_format: true, ..Setting::default() });
+    wait(async {
+        let mut client = Client::connect(serve.grpc, &authority.controller()).await.unwrap();
+        client.create(create(1, 1, spec(&["/secret"]))).await.unwrap();
+        let mut decisions = client.watch(v1::WatchEventsRequest::default()).await;
+        case.denied(container.open("/secret"));
+        let decision = match decisions.message().await.unwrap().unwrap().part.unwrap() {
+            v1::watch_events_response::Part::Decision(decision) => decision,
+            v1::watch_events_response::Part::Missed(missed) => panic!("{missed:?}"),
+        };
+        assert_eq!(decision.origin, v1::Origin::Owner as i32, "{decision:?}");
+        assert!(decision.pid > 0 && !decision.comm.is_empty() && !decision.exe.is_empty(), "{decision:?}");
+        assert_eq!(decision.uid, Some(0), "{decision:?}");
+        assert_eq!(Metrics::read(serve.admin).sum("janus_guard_fallbacks_total", &[]), 0);
     });
 }
 
@@ -273,6 +370,17 @@ fn calls_that_do_not_count(case: &Case) {
         assert_eq!(client.state(Vec::new()).await.1.len(), 1, "none of them changed anything");
         let nameless = v1::WatchEventsRequest { guard: "g".into(), ..Default::default() };
         assert_eq!(client.watch_refused(nameless).await.code(), Code::InvalidArgument);
+        let guarded = v1::WatchEventsRequest { namespace: "default".into(), pod: "pod".into(), ..Default::default() };
+        drop(client.watch(guarded.clone()).await);
+        for absent in [
+            v1::WatchEventsRequest { pod: "elsewhere".into(), ..guarded.clone() },
+            v1::WatchEventsRequest { guard: "another".into(), ..guarded },
+        ] {
+            assert_eq!(client.watch_refused(absent).await.code(), Code::NotFound);
+        }
+        // Guards come and go: whoever watches one waits for it.
+        let awaited = v1::WatchEventsRequest { namespace: "n".into(), guard: "g".into(), ..Default::default() };
+        drop(client.watch(awaited).await);
         let mut streams = Vec::new();
         for _ in 0..16 {
             streams.push(client.watch(v1::WatchEventsRequest::default()).await);
