@@ -1,21 +1,34 @@
-//! The daemon under test, on the node: guards on pods, their state, their event lines. In a control nothing at all.
+//! The daemon under test, `janusd serve` on the node: guards on pods, their state, their decisions and event lines, over
+//! gRPC in plain text. In a control nothing at all.
 
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use janus_proto::v1;
+use janus_proto::v1::get_guard_state_response::Part;
+use janus_proto::v1::janusd_client::JanusdClient;
+use janus_proto::v1::watch_events_response::Part as Watched;
 use rustix::process::Signal;
 use serde_json::Value;
+use tonic::transport::Channel;
 
-use crate::guards::{Ask, State, Told};
-use crate::inside;
 use crate::node::{Node, Streams};
 use crate::pod::Pod;
 use crate::watchdog::wait_until;
+use crate::wire;
 
 /// How long the daemon may take for anything: a container is found after two seconds at the latest.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Beyond the ten seconds after which a call is answered with what there is.
+const CALL: Duration = Duration::from_secs(15);
+
+const NODE: &str = "node-a";
+const GUARD: &str = "0b8f3f5e-1111-4222-8333-944455556666";
 
 pub(crate) struct Janusd(Option<Running>);
 
@@ -23,7 +36,22 @@ struct Running {
     node: Arc<Node>,
     pid: u32,
     streams: Streams,
-    connection: Mutex<BufReader<UnixStream>>,
+    client: JanusdClient<Channel>,
+    decisions: Arc<Mutex<Vec<v1::Decision>>>,
+    generation: AtomicI64,
+}
+
+/// How a guard is.
+#[derive(Debug, Clone)]
+pub(crate) struct State {
+    pub(crate) phase: v1::GuardPhase,
+    /// Selected containers that have started: name, id, whether the guard is in force there.
+    pub(crate) containers: Vec<(String, String, bool)>,
+    /// Reasons.
+    pub(crate) problems: Vec<String>,
+    pub(crate) marks: u64,
+    /// Answers that were denials.
+    pub(crate) denied: u64,
 }
 
 impl Janusd {
@@ -32,40 +60,89 @@ impl Janusd {
     }
 
     pub(crate) fn start(node: &Arc<Node>) -> Janusd {
-        let socket = format!("/run/guards-{}", node.number());
+        let [listen, admin] = free_addresses();
         let agents = ["kubelet", "busybox"].map(|name| node.scratch(name).to_string_lossy().into_owned());
-        let program = std::env::current_exe().unwrap();
-        let (pid, streams) = node.spawn(program, &[inside::WORD, "guards", &socket, &agents[0], &agents[1]]);
-        let mut connected = None;
-        wait_until(PATIENCE, || {
-            connected = UnixStream::connect(node.path(&socket)).ok();
-            connected.is_some() || node.ended(pid)
-        });
-        let Some(connected) = connected else { panic!("no daemon: {}", streams.stderr()) };
-        connected.set_read_timeout(Some(PATIENCE)).unwrap();
-        let connection = Mutex::new(BufReader::new(connected));
-        Janusd(Some(Running { node: Arc::clone(node), pid, streams, connection }))
+        let arguments = [
+            "serve",
+            "--insecure",
+            "--listen",
+            &listen,
+            "--admin-listen",
+            &admin,
+            "--node-name",
+            NODE,
+            "--event-format",
+            "json",
+            "--node-agent",
+            &agents[0],
+            "--node-agent",
+            &agents[1],
+        ];
+        let (pid, streams) = node.spawn(env!("CARGO_BIN_EXE_janusd"), &arguments);
+        let client = JanusdClient::new(wire::connect_tcp(&listen));
+        // From here on it is ended whatever happens.
+        let running = Running {
+            node: Arc::clone(node),
+            pid,
+            streams,
+            client,
+            decisions: Arc::default(),
+            generation: AtomicI64::new(1),
+        };
+        let serves = wait_until(PATIENCE, || running.states().is_ok() || running.node.ended(pid));
+        assert!(serves && !running.node.ended(pid), "no daemon: {}", running.streams.stderr());
+        running.watch();
+        Janusd(Some(running))
     }
 
-    /// Puts a guard on a pod, or another one in its place. Containers that have started are guarded by then.
-    pub(crate) fn guard(&self, pod: &Pod, manifest: &str) {
-        let Some(running) = &self.0 else { return };
-        running.done(&Ask::Create(pod.kubelet_uid.clone(), pod.name.clone(), manifest.to_owned()));
+    /// Puts a guard on a pod, or another one in its place. Containers that have started are guarded by then: the answer.
+    /// `None`: the control.
+    pub(crate) fn guard(&self, pod: &Pod, manifest: &str) -> Option<State> {
+        let state = self.create(pod, manifest)?;
+        assert_eq!(state.phase, v1::GuardPhase::InForce, "{state:?}; {}", self.said());
+        Some(state)
     }
 
-    /// Lifts the guard.
+    /// The same, where some of it cannot be in force.
+    pub(crate) fn create(&self, pod: &Pod, manifest: &str) -> Option<State> {
+        let running = self.0.as_ref()?;
+        let request = v1::CreateGuardRequest {
+            caller: caller(),
+            guard: guard_ref(running.generation.fetch_add(1, Ordering::Relaxed)),
+            pod: pod_ref(pod),
+            spec: Some(spec(manifest)),
+            container_ids: Vec::new(),
+        };
+        let mut client = running.client.clone();
+        let answer = wire::wait_for(CALL, async move { client.create_guard(request).await });
+        let answer = answer.unwrap_or_else(|status| panic!("{status}: {}", running.streams.stderr()));
+        let state = State::from(answer.into_inner().state.expect("a state"));
+        assert!(state.containers.iter().all(|(_, _, in_force)| *in_force), "{state:?}");
+        Some(state)
+    }
+
+    /// Lifts the guard, and once more what is lifted.
     pub(crate) fn lift(&self, pod: &Pod) {
         let Some(running) = &self.0 else { return };
-        running.done(&Ask::Destroy(pod.kubelet_uid.clone()));
+        for time in 1..=2 {
+            let request = v1::DestroyGuardRequest {
+                caller: caller(),
+                guard: guard_ref(running.generation.load(Ordering::Relaxed)),
+                pod: pod_ref(pod),
+            };
+            let mut client = running.client.clone();
+            let answer = wire::wait_for(CALL, async move { client.destroy_guard(request).await });
+            let answer = answer.unwrap_or_else(|status| panic!("{time}: {status}: {}", running.streams.stderr()));
+            assert!(answer.into_inner().lifted, "{time}: {}", running.streams.stderr());
+        }
+        assert!(self.state(pod).is_none());
     }
 
-    /// The guard's state. `None`: the control.
+    /// The guard's state. `None`: the control, or no guard.
     pub(crate) fn state(&self, pod: &Pod) -> Option<State> {
-        let running = self.0.as_ref()?;
-        match running.ask(&Ask::State(pod.kubelet_uid.clone())) {
-            Told::State(state) => state,
-            other => panic!("{other:?}"),
-        }
+        let states = self.0.as_ref()?.states().unwrap_or_else(|status| panic!("{status}: {}", self.said()));
+        let state = states.into_iter().find(|state| state.pod.as_ref().is_some_and(|of| of.uid == pod.uid));
+        state.map(State::from)
     }
 
     /// Waits until the guard is in force in these containers and no others, by name.
@@ -105,6 +182,20 @@ impl Janusd {
         assert!(found, "no line with {values:?} in {:#?}", self.lines());
     }
 
+    /// Waits for a decision on a path in a container, as the wire has it.
+    #[track_caller]
+    pub(crate) fn decision(&self, container: &str, path: &str, origin: v1::Origin, response: v1::Response) {
+        let Some(running) = &self.0 else { return };
+        let fits = |one: &v1::Decision| {
+            one.container == container
+                && one.path == path.as_bytes()
+                && one.origin() == origin
+                && one.response() == response
+        };
+        let found = wait_until(PATIENCE, || running.decisions().iter().any(fits));
+        assert!(found, "no {origin:?} {response:?} of {path} in {:#?}", running.decisions());
+    }
+
     /// What it has said on stderr.
     pub(crate) fn said(&self) -> String {
         self.0.as_ref().map_or_else(String::new, |running| running.streams.stderr())
@@ -112,18 +203,120 @@ impl Janusd {
 }
 
 impl Running {
-    fn ask(&self, ask: &Ask) -> Told {
-        let mut connection = self.connection.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        writeln!(connection.get_mut(), "{}", serde_json::to_string(ask).unwrap()).unwrap();
-        let mut line = String::new();
-        connection.read_line(&mut line).unwrap_or_else(|error| panic!("{ask:?}: {error}: {}", self.streams.stderr()));
-        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{ask:?}: {error}: {}", self.streams.stderr()))
+    fn states(&self) -> Result<Vec<v1::GuardState>, tonic::Status> {
+        let mut client = self.client.clone();
+        wire::wait_for(CALL, async move {
+            let request = v1::GetGuardStateRequest { digest: Vec::new() };
+            let mut stream = client.get_guard_state(request).await?.into_inner();
+            let (mut told, mut states) = (None, Vec::new());
+            while let Some(message) = stream.message().await? {
+                match message.part {
+                    Some(Part::Header(header)) => told = Some(header.guards as usize),
+                    Some(Part::Guard(state)) => states.push(state),
+                    None => panic!("neither header nor guard"),
+                }
+            }
+            assert_eq!(told, Some(states.len()));
+            Ok(states)
+        })
     }
 
-    fn done(&self, ask: &Ask) {
-        let told = self.ask(ask);
-        assert!(matches!(told, Told::Done), "{told:?}");
+    /// Collects decisions until the daemon goes.
+    fn watch(&self) {
+        let (mut client, decisions) = (self.client.clone(), Arc::clone(&self.decisions));
+        let stream = wire::wait_for(CALL, async move { client.watch_events(v1::WatchEventsRequest::default()).await });
+        let mut stream = stream.unwrap_or_else(|status| panic!("{status}: {}", self.streams.stderr())).into_inner();
+        wire::spawn(async move {
+            // An error is the daemon's end.
+            while let Ok(Some(message)) = stream.message().await {
+                if let Some(Watched::Decision(decision)) = message.part {
+                    decisions.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(decision);
+                }
+            }
+        });
     }
+
+    fn decisions(&self) -> Vec<v1::Decision> {
+        self.decisions.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+}
+
+impl From<v1::GuardState> for State {
+    fn from(state: v1::GuardState) -> State {
+        let marks = state.marks.unwrap_or_default();
+        let counters = state.counters.clone().unwrap_or_default();
+        let denied = counters.events.iter().filter(|count| count.response() == v1::Response::Deny);
+        State {
+            phase: state.phase(),
+            problems: state.problems.iter().map(|problem| problem.reason.clone()).collect(),
+            marks: marks.inode + marks.mount + marks.filesystem,
+            denied: denied.map(|count| count.count).sum(),
+            containers: state.containers.into_iter().map(|one| (one.name, one.id, one.in_force)).collect(),
+        }
+    }
+}
+
+fn caller() -> Option<v1::Caller> {
+    Some(v1::Caller { epoch: 1, node: NODE.to_owned() })
+}
+
+fn guard_ref(generation: i64) -> Option<v1::GuardRef> {
+    Some(v1::GuardRef { uid: GUARD.to_owned(), namespace: "default".to_owned(), name: "g".to_owned(), generation })
+}
+
+fn pod_ref(pod: &Pod) -> Option<v1::PodRef> {
+    let cgroup_uid = if pod.uid == pod.kubelet_uid { String::new() } else { pod.kubelet_uid.clone() };
+    Some(v1::PodRef { uid: pod.uid.clone(), cgroup_uid, namespace: "default".to_owned(), name: pod.name.clone() })
+}
+
+/// What of a manifest these tests use, as a controller writes it.
+fn spec(manifest: &str) -> v1::GuardSpec {
+    let manifest: BTreeMap<String, Value> = serde_saphyr::from_str(manifest).unwrap();
+    let spec = &manifest["spec"];
+    let failure_policy = match spec["failurePolicy"].as_str() {
+        Some("Deny") => v1::FailurePolicy::Deny,
+        Some("Allow") | None => v1::FailurePolicy::Allow,
+        Some(other) => panic!("{other}"),
+    };
+    v1::GuardSpec {
+        containers: words(&spec["containers"]),
+        subjects: spec["subjects"].as_array().unwrap().iter().map(subject).collect(),
+        log_format: String::new(),
+        enforcement: v1::Enforcement::Enforce.into(),
+        failure_policy: failure_policy.into(),
+    }
+}
+
+fn subject(subject: &Value) -> v1::Subject {
+    use v1::Event::{Access, Execute, Open};
+    let events = words(&subject["events"]).into_iter().flat_map(|word| match word.as_str() {
+        "open" => vec![Open],
+        "access" => vec![Access],
+        "execute" => vec![Execute],
+        "all" => vec![Open, Access, Execute],
+        other => panic!("{other}"),
+    });
+    for key in subject.as_object().unwrap().keys() {
+        assert!(["deny", "allow", "events", "autoAllowOwner"].contains(&key.as_str()), "{key} is not translated");
+    }
+    v1::Subject {
+        deny: words(&subject["deny"]),
+        allow: words(&subject["allow"]),
+        events: events.map(i32::from).collect(),
+        log: v1::LogPolicy::All.into(),
+        auto_allow_owner: subject["autoAllowOwner"].as_bool().unwrap_or(false),
+        ..Default::default()
+    }
+}
+
+fn words(list: &Value) -> Vec<String> {
+    list.as_array().into_iter().flatten().map(|word| word.as_str().unwrap().to_owned()).collect()
+}
+
+/// Nobody listens there yet. The node is on our network.
+fn free_addresses() -> [String; 2] {
+    let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().to_string())
 }
 
 impl Drop for Running {

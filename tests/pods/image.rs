@@ -1,15 +1,15 @@
-//! The one image of these tests, made by hand: no registry is asked.
+//! Images, made by hand: no registry is asked.
 //!
-//! Busybox and a few files to guard. Without a command it sleeps until it is told to end, so that it serves as the
-//! pause image of sandboxes as well.
+//! The one of these tests is busybox and a few files to guard. Without a command it sleeps until it is told to end, so
+//! that it serves as the pause image of sandboxes as well. Others have a program of ours besides.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Not `latest`, and no registry's.
 pub(crate) const NAME: &str = "localhost/janus-pods:1";
@@ -24,7 +24,34 @@ const PAUSE: &str = "trap 'exit 0' TERM INT; while :; do sleep 3600 & wait $!; d
 
 /// Writes the image as a tar of the OCI layout, for `ctr images import`.
 pub(crate) fn write(scratch: &Path, archive: &Path) -> io::Result<()> {
+    let root = make_root(scratch)?;
+    seal(scratch, &root, archive, NAME, &json!({"Cmd": ["/bin/sh", "-c", PAUSE], "Env": ["PATH=/bin"]}))
+}
+
+/// Writes an image that starts a program of ours, with the libraries that it is linked with.
+#[allow(dead_code, reason = "for tests with a cluster")]
+pub(crate) fn write_program(scratch: &Path, archive: &Path, name: &str, program: &Path) -> io::Result<()> {
+    let root = make_root(scratch)?;
+    let file = program.file_name().ok_or_else(|| io::Error::other("a program has a name"))?;
+    fs::copy(program, root.join("bin").join(file))?;
+    // A program without libraries is an error to ldd.
+    let linked = Command::new("ldd").arg(program).output()?;
+    let linked = String::from_utf8_lossy(&linked.stdout).into_owned();
+    for library in linked.split_whitespace().filter(|word| word.starts_with('/')) {
+        let inside = root.join(library.trim_start_matches('/'));
+        fs::create_dir_all(inside.parent().unwrap_or(&root))?;
+        fs::copy(library, inside)?;
+    }
+    let entrypoint = Path::new("/bin").join(file);
+    seal(scratch, &root, archive, name, &json!({"Entrypoint": [entrypoint], "Env": ["PATH=/bin"]}))
+}
+
+/// The files of an image, before there is anything of its own.
+fn make_root(scratch: &Path) -> io::Result<PathBuf> {
     let root = scratch.join("root");
+    if root.exists() {
+        fs::remove_dir_all(&root)?;
+    }
     for directory in ["bin", "proc", "sys", "dev", "tmp", "etc", "srv/data/sub", "volumes"] {
         fs::create_dir_all(root.join(directory))?;
     }
@@ -36,21 +63,28 @@ pub(crate) fn write(scratch: &Path, archive: &Path) -> io::Result<()> {
         fs::write(root.join(file.trim_start_matches('/')), format!("{file}\n"))?;
     }
     fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n")?;
+    Ok(root)
+}
 
+/// Makes an archive of these files.
+fn seal(scratch: &Path, root: &Path, archive: &Path, name: &str, how: &Value) -> io::Result<()> {
     let layout = scratch.join("layout");
+    if layout.exists() {
+        fs::remove_dir_all(&layout)?;
+    }
     let blobs = layout.join("blobs/sha256");
     fs::create_dir_all(&blobs)?;
     let layer = scratch.join("layer.tar");
-    pack(&root, &layer)?;
+    pack(root, &layer)?;
     let (layer, layer_bytes) = store(&blobs, &layer)?;
-    let blob = |value: serde_json::Value| -> io::Result<(String, u64)> {
+    let blob = |value: Value| -> io::Result<(String, u64)> {
         let file = scratch.join("blob.json");
         fs::write(&file, value.to_string())?;
         store(&blobs, &file)
     };
     let (config, config_bytes) = blob(json!({
         "architecture": architecture(), "os": "linux",
-        "config": {"Cmd": ["/bin/sh", "-c", PAUSE], "Env": ["PATH=/bin"]},
+        "config": how,
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{layer}")]},
     }))?;
     let (manifest, manifest_bytes) = blob(json!({
@@ -70,7 +104,10 @@ pub(crate) fn write(scratch: &Path, archive: &Path) -> io::Result<()> {
         "manifests": [{
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "digest": format!("sha256:{manifest}"), "size": manifest_bytes,
-            "annotations": {"io.containerd.image.name": NAME, "org.opencontainers.image.ref.name": "1"},
+            "annotations": {
+                "io.containerd.image.name": name,
+                "org.opencontainers.image.ref.name": name.rsplit(':').next(),
+            },
         }],
     });
     fs::write(layout.join("index.json"), index.to_string())?;

@@ -25,8 +25,8 @@ use rustix::process::{Signal, WaitOptions, getpid, kill_process, set_parent_proc
 use rustix::thread::UnshareFlags;
 use serde::{Deserialize, Serialize};
 
+use crate::kubelet;
 use crate::watchdog::{kernel_pid, wait_until};
-use crate::{guards, kubelet};
 
 /// The argument that makes the test binary something else.
 pub(crate) const WORD: &str = "__pods";
@@ -77,7 +77,6 @@ pub(crate) fn main() -> ExitCode {
         [mode, scratch] if *mode == "init" => be_init(Path::new(scratch)),
         [mode, pid] if *mode == "server" => serve(pid),
         [mode, rest @ ..] if *mode == "kubelet" => kubelet::act(rest),
-        [mode, rest @ ..] if *mode == "guards" => guards::serve(rest),
         _ => Err(io::Error::other(format!("unknown words {words:?}"))),
     };
     match outcome {

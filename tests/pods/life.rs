@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use janus_proto::v1::GuardPhase;
+
 use crate::case::{Case, Janus};
 use crate::daemon::PATIENCE;
 use crate::manifest::{guard, guard_with};
@@ -67,8 +69,9 @@ fn containers_that_were_there_before(case: &Case) {
     let app = pod.start_app("app", &[]);
     case.allowed(app.exec_cat("/etc/secret"));
     let asked = Instant::now();
-    janusd.guard(&pod, &guard(&[SECRET]));
-    janusd.in_force(&pod, &["app"]);
+    if let Some(state) = janusd.guard(&pod, &guard(&[SECRET])) {
+        assert_eq!(state.containers, [("app".to_owned(), app.id.clone(), true)]);
+    }
     said(case, "a container that was there was guarded", asked);
     case.denied(app.exec_cat("/etc/secret"));
     case.denied(app.cat("/etc/secret"));
@@ -211,6 +214,9 @@ fn a_static_pod(case: &Case) {
     janusd.in_force(&pod, &["app"]);
     case.denied(app.exec_cat("/etc/secret"));
     case.denied(app.cat("/volumes/s/token"));
+    janusd.lift(&pod);
+    case.allowed(app.exec_cat("/etc/secret"));
+    case.allowed(app.cat("/volumes/s/token"));
 }
 
 /// Containers of two pods have an image's layers in common, and no guard.
@@ -233,7 +239,11 @@ fn torn_down_under_a_guard_of_everything(case: &Case) {
     let everything = guard_with("g", &["failurePolicy: Deny"], &["{deny: [/], events: [all]}"]);
     let app = pod.start_app("app", &volumes);
     let sidecar = pod.start_app("sidecar", &volumes);
-    janusd.guard(&pod, &everything);
+    if let Some(state) = janusd.create(&pod, &everything) {
+        // All but the kernel's own file systems, and the answer says so.
+        assert_eq!(state.phase, GuardPhase::Degraded, "{state:?}");
+        assert!(state.problems.iter().all(|reason| reason == "FilesystemNotGated"), "{state:?}");
+    }
     janusd.in_force(&pod, &["app", "sidecar"]);
     case.denied(app.cat("/etc/public"));
     case.denied(sidecar.exec_cat("/etc/hosts"));

@@ -15,7 +15,6 @@ mod case;
 mod cri;
 mod daemon;
 mod duties;
-mod guards;
 mod image;
 mod inside;
 mod kubelet;

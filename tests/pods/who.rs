@@ -1,5 +1,7 @@
 //! Show 1: who asks, for real exec sessions, sidecars and the host.
 
+use janus_proto::v1::{Origin, Response};
+
 use crate::case::Case;
 use crate::manifest::{guard, guard_with};
 use crate::pod::{Plan, Volume};
@@ -27,6 +29,18 @@ fn app_session_sidecar_and_host(case: &Case) {
     let path = ("path", "/etc/secret");
     for (origin, response) in [("Owner", "ALLOW"), ("Session", "DENY"), ("Pod", "DENY"), ("Node", "DENY")] {
         janusd.line_with(&[path, ("origin", origin), ("response", response), ("container", "app")]);
+    }
+    for (origin, response) in [
+        (Origin::Owner, Response::Allow),
+        (Origin::Session, Response::Deny),
+        (Origin::Pod, Response::Deny),
+        (Origin::Node, Response::Deny),
+    ] {
+        janusd.decision("app", "/etc/secret", origin, response);
+    }
+    if let Some(state) = janusd.state(&pod) {
+        // Two paths, four denials each.
+        assert_eq!(state.denied, 8, "{state:?}");
     }
     janusd.lift(&pod);
     for path in ["/etc/secret", "/volumes/s/token"] {

@@ -48,3 +48,14 @@ pub(crate) fn connect_unix(socket: &Path) -> Channel {
     // The name is no address: the connector knows where to go.
     Endpoint::from_static("http://localhost").connect_with_connector_lazy(connect)
 }
+
+/// A channel that connects to an address when it is first used.
+pub(crate) fn connect_tcp(address: &str) -> Channel {
+    let _within = runtime().enter();
+    Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy()
+}
+
+/// Runs until it ends, or this process does.
+pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
+    runtime().spawn(task);
+}

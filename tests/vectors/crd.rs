@@ -129,6 +129,17 @@ fn accepts_what_it_must() {
 }
 
 #[test]
+fn accepts_the_examples() {
+    let crd = Crd::new();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
+    for file in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        let manifest: Value = serde_saphyr::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+        let errors = crd.judge(&manifest);
+        assert!(errors.is_empty(), "{}: {errors:?}", file.display());
+    }
+}
+
+#[test]
 fn refuses_what_it_must_and_names_the_field() {
     let crd = Crd::new();
     let mut wrong = Vec::new();
