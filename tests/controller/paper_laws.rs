@@ -123,6 +123,8 @@ async fn pods(api: Api<Pod>) {
     let now = DeleteParams::default().grace_period(0);
     api.delete("waiting", &now).await.unwrap();
     api.delete("bound-2", &now).await.unwrap();
+    // First it is going, then gone, even without a grace.
+    expect(&mut watch, "modified bound-2").await;
     expect(&mut watch, "deleted bound-2").await;
 
     // A pod of the same name is another one.
@@ -130,6 +132,7 @@ async fn pods(api: Api<Pod>) {
     api.delete("bound-3", &now).await.unwrap();
     api.create(&PostParams::default(), &pod("bound-3", Some("n"))).await.unwrap();
     assert_ne!(api.get("bound-3").await.unwrap().metadata.uid, before);
+    expect(&mut watch, "modified bound-3").await;
     expect(&mut watch, "deleted bound-3").await;
     expect(&mut watch, "added bound-3").await;
     let labels = api.get("bound-3").await.unwrap().metadata.labels.unwrap();

@@ -219,13 +219,15 @@ impl Store {
         if uid.is_some_and(|uid| object["metadata"]["uid"] != uid) {
             return Err(Refused::Conflict("it has another UID".to_owned()));
         }
-        if has_finalizers(&object) {
-            if object["metadata"].get("deletionTimestamp").is_none() {
-                object["metadata"]["deletionTimestamp"] = now();
-                let generation = object["metadata"]["generation"].as_i64().unwrap_or(0);
-                object["metadata"]["generation"] = (generation + 1).into();
-                self.write(kind, object);
-            }
+        let held = has_finalizers(&object);
+        // A pod may always have a grace, and so it is seen to go even where that is none.
+        if (held || kind == Kind::Pod) && object["metadata"].get("deletionTimestamp").is_none() {
+            object["metadata"]["deletionTimestamp"] = now();
+            let generation = object["metadata"]["generation"].as_i64().unwrap_or(0);
+            object["metadata"]["generation"] = (generation + 1).into();
+            self.write(kind, object);
+        }
+        if held {
             return Ok(());
         }
         self.remove(kind, namespace, name);
