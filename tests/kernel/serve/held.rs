@@ -116,7 +116,7 @@ fn for_one_that_does_not_come_back_failure_policy_answers(case: &Case) {
         });
         assert!(wait_until(SOON, || hold.groups() == 0), "not withdrawn");
         guard(&serve, &authority, policy);
-        case.becomes_denied(SOON, || container.open("/secret"));
+        case.denied(container.open("/secret"));
         assert!(wait_until(SOON, || hold.groups() == 2), "nothing was deposited");
         let readers = container.start_openers(READERS, &["/secret"]);
         kill(serve);

@@ -29,6 +29,7 @@ use crate::watchdog::wait_until;
 
 kernel_tests! {
     a_guards_life_over_the_wire,
+    a_guard_made_again_at_once,
     who_may_not_connect.without_control(),
     certificates_replaced_under_an_open_stream,
     whoever_watches_is_told_who_it_was,
@@ -213,6 +214,31 @@ fn a_guards_life_over_the_wire(case: &Case) {
         case.allowed(container.open("/public"));
         case.allowed(container.open("/secret"));
     }
+}
+
+/// Lifted and created in one breath: in force is in force, from the first open on, also where failures would allow.
+fn a_guard_made_again_at_once(case: &Case) {
+    let pod = PodCgroup::new(case);
+    let container = case.container();
+    pod.container('a', container.pid);
+    if case.janus == Janus::Absent {
+        return case.denied(container.open("/secret"));
+    }
+    let authority = Authority::new();
+    let serve = Serve::start(case, &authority);
+    wait(async {
+        let mut client = Client::connect(serve.grpc, &authority.controller()).await.unwrap();
+        for generation in 1..=30 {
+            let spec = v1::GuardSpec { failure_policy: v1::FailurePolicy::Allow.into(), ..spec(&["/secret"]) };
+            let state = client.create(create(1, generation, spec)).await.unwrap();
+            let first = container.open("/secret");
+            let fallbacks = Metrics::read(serve.admin).sum("janus_guard_fallbacks_total", &[]);
+            assert!(first.is_err(), "{generation}: {fallbacks} fallbacks, {state:?}");
+            case.denied(first);
+            assert!(client.destroy(destroy(1, generation)).await.unwrap());
+            case.allowed(container.open("/secret"));
+        }
+    });
 }
 
 /// Without the controller's certificate nobody gets as far as a call, and each is counted.
