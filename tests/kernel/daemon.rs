@@ -18,7 +18,10 @@ use crate::container::{Container, Directory};
 use crate::metrics::Metrics;
 use crate::watchdog::{Watch, kernel_pid, wait_until};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_janusd");
+/// What is tested; JANUS_TEST_JANUSD names another build of it, so that figures need no second build of everything.
+fn program() -> PathBuf {
+    std::env::var_os("JANUS_TEST_JANUSD").map_or_else(|| env!("CARGO_BIN_EXE_janusd").into(), PathBuf::from)
+}
 
 /// How long janusd may take to put a guard in force, and to hand over a line or a count.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -66,10 +69,10 @@ impl Janusd {
         fs::write(&file, manifest).unwrap();
         let admin = free_address();
         let mut command = match node {
-            None => Command::new(BINARY),
+            None => Command::new(program()),
             Some(pid) => {
                 let mut command = Command::new(std::env::current_exe().unwrap());
-                command.args([agent::WORD, "enter", &pid.to_string(), BINARY]);
+                command.args([agent::WORD, "enter", &pid.to_string()]).arg(program());
                 command
             }
         };
@@ -320,18 +323,18 @@ impl Ended {
 
 /// Runs a command of janusd to its end; the watchdog sees to it that there is one.
 pub(crate) fn run<A: AsRef<OsStr>>(watch: &Watch, arguments: &[A], stdin: &[u8]) -> Ended {
-    finish(watch, Command::new(BINARY).args(arguments), stdin)
+    finish(watch, Command::new(program()).args(arguments), stdin)
 }
 
 /// The same, with its temporary files elsewhere.
 pub(crate) fn run_with_temporary<A: AsRef<OsStr>>(watch: &Watch, arguments: &[A], temporary: &Path) -> Ended {
-    finish(watch, Command::new(BINARY).args(arguments).env("TMPDIR", temporary), b"")
+    finish(watch, Command::new(program()).args(arguments).env("TMPDIR", temporary), b"")
 }
 
 /// The same, without CAP_SYS_ADMIN.
 pub(crate) fn run_without_rights<A: AsRef<OsStr>>(watch: &Watch, arguments: &[A]) -> Ended {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    finish(watch, command.args([agent::WORD, "unprivileged", BINARY]).args(arguments), b"")
+    finish(watch, command.args([agent::WORD, "unprivileged"]).arg(program()).args(arguments), b"")
 }
 
 /// Who runs a janusd that has little.
@@ -352,7 +355,7 @@ pub(crate) fn run_poorly<A: AsRef<OsStr>>(
 ) -> Ended {
     let (user, files) = (poor.user.to_string(), poor.open_files.unwrap_or_default().to_string());
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args([agent::WORD, "poor", &user, &files, BINARY]).args(arguments);
+    command.args([agent::WORD, "poor", &user, &files]).arg(program()).args(arguments);
     let mut process = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     watch.process(process.id());
     let (stdout, stderr) =
