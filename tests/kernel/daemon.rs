@@ -19,7 +19,7 @@ use crate::metrics::Metrics;
 use crate::watchdog::{Watch, kernel_pid, wait_until};
 
 /// What is tested; JANUS_TEST_JANUSD names another build of it, so that figures need no second build of everything.
-fn program() -> PathBuf {
+pub(crate) fn program() -> PathBuf {
     std::env::var_os("JANUS_TEST_JANUSD").map_or_else(|| env!("CARGO_BIN_EXE_janusd").into(), PathBuf::from)
 }
 

@@ -21,7 +21,7 @@ use self::certificates::{Authority, CONTROLLER, EXPIRED, VALID};
 use self::client::{Client, NODE, create, destroy, spec};
 use crate::agent;
 use crate::case::{Case, Janus, free_address};
-use crate::daemon::Poor;
+use crate::daemon::{Poor, program};
 use crate::found::{PodCgroup, UID};
 use crate::kernel_tests;
 use crate::metrics::{Metrics, get};
@@ -69,7 +69,7 @@ impl Serve {
     }
 
     fn start_with(case: &Case, authority: &Authority, setting: Setting) -> Serve {
-        let binary = setting.binary.unwrap_or_else(|| env!("CARGO_BIN_EXE_janusd").into());
+        let binary = setting.binary.unwrap_or_else(program);
         let (grpc, admin) = (free_address(), free_address());
         authority.write(&case.scratch(""));
         let mut command = match setting.poor {
