@@ -30,8 +30,11 @@ const PONG: Duration = Duration::from_secs(10);
 const WINDOW: u32 = 65_535;
 /// Calls that wait for the connection.
 const WAITING: usize = 32;
-/// The largest message, either way, bytes. A spec is bounded to less, and so is what a daemon says of one guard.
+/// The largest message that is sent, bytes. A spec is bounded to less.
 const LARGEST: usize = 4 << 20;
+/// The largest one that is taken. What a daemon says of a unit (256 containers, 20 problems, each with texts of 1024 bytes)
+/// is about a third of it; decoded, one may take 64 times as much.
+const LARGEST_ANSWER: usize = 256 << 10;
 
 /// How long a connection may take to come about.
 #[derive(Debug, Clone, Copy)]
@@ -221,7 +224,8 @@ impl Dialer {
         let channel = in_time(self.patience.handshake, self.endpoint.connect_with_connector(connector))
             .await?
             .map_err(|error| ConnectError::Protocol(Box::new(error)))?;
-        let client = JanusdClient::new(channel).max_decoding_message_size(LARGEST).max_encoding_message_size(LARGEST);
+        let client =
+            JanusdClient::new(channel).max_decoding_message_size(LARGEST_ANSWER).max_encoding_message_size(LARGEST);
         Ok(Link { client, closed })
     }
 }

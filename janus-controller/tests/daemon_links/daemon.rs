@@ -8,7 +8,7 @@ use janus_controller::daemon::tls::Files;
 use janus_proto::v1::janusd_server::{Janusd, JanusdServer};
 use janus_proto::v1::{
     CreateGuardRequest, CreateGuardResponse, DestroyGuardRequest, DestroyGuardResponse, GetGuardStateRequest,
-    GetGuardStateResponse, StateHeader, WatchEventsRequest, WatchEventsResponse, get_guard_state_response,
+    GetGuardStateResponse, GuardState, StateHeader, WatchEventsRequest, WatchEventsResponse, get_guard_state_response,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, date_time_ymd,
@@ -94,7 +94,8 @@ pub(crate) fn server_config(pair: &Pair, clients: &Ca) -> Arc<ServerConfig> {
     Arc::new(config)
 }
 
-struct Service;
+/// With what it guards.
+struct Service(Vec<GuardState>);
 
 #[tonic::async_trait]
 impl Janusd for Service {
@@ -113,10 +114,13 @@ impl Janusd for Service {
         &self,
         _: Request<GetGuardStateRequest>,
     ) -> Result<Response<Self::GetGuardStateStream>, Status> {
-        let (sender, receiver) = mpsc::channel(1);
-        let header = StateHeader { node: "node-1".to_owned(), ..StateHeader::default() };
-        let part = Some(get_guard_state_response::Part::Header(header));
-        sender.try_send(Ok(GetGuardStateResponse { part })).unwrap();
+        use get_guard_state_response::Part;
+        let (sender, receiver) = mpsc::channel(1 + self.0.len());
+        let guards = self.0.len().try_into().unwrap();
+        let header = StateHeader { node: "node-1".to_owned(), guards, ..StateHeader::default() };
+        for part in std::iter::once(Part::Header(header)).chain(self.0.iter().cloned().map(Part::Guard)) {
+            sender.try_send(Ok(GetGuardStateResponse { part: Some(part) })).unwrap();
+        }
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
@@ -134,12 +138,17 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// `tls`: none for plain text.
     pub(crate) async fn start(tls: Option<Arc<ServerConfig>>) -> Daemon {
+        Daemon::guarding(tls, Vec::new()).await
+    }
+
+    /// One that says it guards so.
+    pub(crate) async fn guarding(tls: Option<Arc<ServerConfig>>, guards: Vec<GuardState>) -> Daemon {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, receiver) = mpsc::channel::<Result<DuplexStream, std::io::Error>>(16);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
-            let server = tonic::transport::Server::builder().add_service(JanusdServer::new(Service));
+            let server = tonic::transport::Server::builder().add_service(JanusdServer::new(Service(guards)));
             server.serve_with_incoming(ReceiverStream::new(receiver)).await.unwrap();
         });
         tasks.spawn(async move {

@@ -8,9 +8,11 @@ mod memory;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use janus_controller::daemon::calls::Janusd;
 use janus_controller::daemon::connect::{ConnectError, Dialer, Link, Patience};
 use janus_controller::daemon::tls::{Files, FilesError, Looked, Tls};
-use janus_proto::v1::{GetGuardStateRequest, get_guard_state_response::Part};
+use janus_controller::reconcile::port::{CallError, Daemon as _, State};
+use janus_proto::v1::{self, GetGuardStateRequest, get_guard_state_response::Part};
 use rcgen::ExtendedKeyUsagePurpose;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
@@ -71,6 +73,39 @@ async fn or_in_plain_text_if_that_is_asked_for() {
     let daemon = Daemon::start(None).await;
     let dialer = Dialer::new(NAMESPACE, None, Patience::default()).unwrap();
     assert_eq!(node(&dialer.connect(daemon.address).await.unwrap()).await, "node-1");
+}
+
+/// All that a daemon with this one unit says.
+async fn said(unit: v1::GuardState) -> Result<State, CallError> {
+    let daemon = Daemon::guarding(None, vec![unit]).await;
+    let link = Dialer::new(NAMESPACE, None, Patience::default()).unwrap().connect(daemon.address).await.unwrap();
+    Janusd::new(link).state(Vec::new()).await
+}
+
+#[tokio::test]
+async fn the_longest_honest_answer_is_taken_and_no_longer_one() {
+    let text = |length: usize| "x".repeat(length);
+    let problem = v1::Problem {
+        reason: text(64),
+        message: text(1024),
+        container: text(253),
+        subject: text(252),
+        path: text(1024),
+        blocking: true,
+    };
+    let container = v1::ContainerState { name: text(63), id: text(64), in_force: true };
+    let honest = v1::GuardState {
+        guard: Some(v1::GuardRef { uid: text(64), namespace: text(63), name: text(253), generation: i64::MAX }),
+        pod: Some(v1::PodRef { uid: text(64), cgroup_uid: text(64), namespace: text(63), name: text(253) }),
+        containers: vec![container; 256],
+        problems: vec![problem; 20],
+        ..Default::default()
+    };
+    assert_eq!(said(honest.clone()).await.unwrap().guards, [honest]);
+    // Two bytes each on the wire, and a hundred in memory.
+    let hollow = v1::GuardState { problems: vec![v1::Problem::default(); 1 << 18], ..Default::default() };
+    let error = said(hollow).await.unwrap_err();
+    assert!(matches!(&error, CallError::Lost(lost) if lost.word == "malformed"), "{error}");
 }
 
 #[tokio::test]
