@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use anyhow::Context;
-use kube::Client;
 use kube::core::Selector;
+use kube::{Client, Config};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -23,7 +23,7 @@ use crate::daemon::tls::{Files, Reload, Tls};
 use crate::index::Home;
 use crate::lease::{self, Election, Leadership, Standing};
 use crate::metrics::Metrics;
-use crate::reconcile::api::{ApiServer, watches};
+use crate::reconcile::api::{self, ApiServer, watches};
 use crate::reconcile::driver::Pace;
 use crate::reconcile::hub::Hub;
 use crate::reconcile::port::Lead;
@@ -59,7 +59,8 @@ pub async fn run(options: Run) -> anyhow::Result<()> {
     if tls.is_none() {
         tracing::warn!("--insecure: whoever answers for a pod's address is taken for janusd");
     }
-    let client = Client::try_default().await.context("no cluster: kubeconfig as kubectl finds it, or a pod's own")?;
+    let config = Config::infer().await.context("no cluster: kubeconfig as kubectl finds it, or a pod's own")?;
+    let client = Client::try_from(api::acting(config)).context("no client for the cluster")?;
     let listener = TcpListener::bind(options.admin_listen)
         .await
         .with_context(|| format!("--admin-listen {}", options.admin_listen))?;

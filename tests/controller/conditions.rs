@@ -7,8 +7,8 @@ use serde_json::json;
 
 use crate::controller_tests;
 use crate::fake::{Break, Certificate, Garbage, Hang, Key, Trouble, Which, absent, not_gated};
-use crate::paper::Kind;
-use crate::stage::{RESYNC, SOON, has_problem, on_stage};
+use crate::paper::{Faults, Kind};
+use crate::stage::{RESYNC, SOON, Stage, has_problem, on_stage};
 
 controller_tests! {
     problems_that_block_and_one_that_does_not,
@@ -21,6 +21,8 @@ controller_tests! {
     a_guard_that_cannot_be_decoded_stops_nothing,
     daemons_that_are_not_what_they_should_be,
     daemons_that_talk_nonsense,
+    an_api_server_that_is_busy_is_said_to_be,
+    an_api_server_that_is_silent_is_given_up.long(),
     a_guard_that_is_deleted_while_a_daemon_is_silent,
     a_guard_that_is_deleted_and_never_lifted.long(),
 }
@@ -317,6 +319,45 @@ fn daemons_that_talk_nonsense() {
         }
         stage.until_condition("g", "Ready=True/Guarded").await;
         stage.until_as_expected().await;
+    });
+}
+
+/// Waits until both watches have failed, and then until they are there again.
+async fn until_watched_again(stage: &mut Stage, deadline: Duration) {
+    let failed = |stage: &Stage, resource: &str| {
+        let controller = stage.controller.as_ref().unwrap();
+        controller.metric("janus_controller_watch_errors_total", resource).unwrap_or_default() > 0.0
+    };
+    let began = std::time::Instant::now();
+    while !["janusguards", "pods"].iter().all(|resource| failed(stage, resource)) {
+        assert!(began.elapsed() < deadline, "nobody says that watches do not come about");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    stage.paper.faults(Faults::default());
+    stage.pod("late", 0, &json!({})).await;
+    stage.until("g", |status| status.guarded_pods == Some(2)).await;
+}
+
+/// 429 is no secret of the client's.
+fn an_api_server_that_is_busy_is_said_to_be() {
+    on_stage(1, async |stage| {
+        stage.guard("g", json!({})).await;
+        stage.pod("p", 0, &json!({})).await;
+        stage.until_condition("g", "Ready=True/Guarded").await;
+        stage.paper.faults(Faults { busy: true, ..Faults::default() });
+        stage.paper.end_watches(false);
+        until_watched_again(stage, Duration::from_secs(10)).await;
+    });
+}
+
+fn an_api_server_that_is_silent_is_given_up() {
+    on_stage(1, async |stage| {
+        stage.guard("g", json!({})).await;
+        stage.pod("p", 0, &json!({})).await;
+        stage.until_condition("g", "Ready=True/Guarded").await;
+        stage.paper.faults(Faults { silent: true, ..Faults::default() });
+        stage.paper.end_watches(false);
+        until_watched_again(stage, Duration::from_secs(60)).await;
     });
 }
 

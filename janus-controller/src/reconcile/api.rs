@@ -10,7 +10,7 @@ use kube::api::{Patch, PatchParams};
 use kube::core::DeserializeGuard;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client, CustomResourceExt, Resource};
+use kube::{Api, Client, Config, CustomResourceExt, Resource};
 use serde_json::json;
 
 use super::cluster::{Annotation, Cluster, GuardName, Happening, WriteError};
@@ -23,8 +23,24 @@ use crate::metrics::{Metrics, Resource as Watching};
 const MANAGER: &str = "janus-controller";
 /// How long a write may take.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// How long the API server may be silent on a connection that waits for it. Without a bound a list or the beginning of a
+/// watch would wait for ever for one that has gone without a word.
+const SILENCE: Duration = Duration::from_secs(45);
+/// Seconds after which a watch is begun anew where it ended: one that has died is given up five seconds later by kube, which
+/// has to be before [`SILENCE`].
+const WATCH: u32 = 30;
 /// How long a broken watch waits at most.
 const LONGEST_DELAY: Duration = Duration::from_secs(10);
+
+/// How a cluster is spoken with by whoever acts there all the time.
+pub fn acting(mut config: Config) -> Config {
+    config.read_timeout = Some(SILENCE);
+    // Counted from the request, and not from when the connection was used last.
+    config.reset_reader_on_write = true;
+    // What is refused (429, 503) is tried again by us, told and counted: within kube it would be neither, for minutes.
+    config.default_retry = false;
+    config
+}
 
 /// The API server.
 #[derive(Clone)]
@@ -115,10 +131,10 @@ pub fn watches(client: &Client, metrics: std::sync::Arc<Metrics>) -> impl Stream
     let guards: Api<DeserializeGuard<JanusGuard>> = Api::all(client.clone());
     let pods: Api<WatchedPod> = Api::all(client.clone());
     let of_guards = metrics.clone();
-    let guards = watcher(guards, watcher::Config::default())
+    let guards = watcher(guards, watcher::Config::default().timeout(WATCH))
         .backoff(again())
         .filter_map(move |event| std::future::ready(taken(event, Watching::Guards, &of_guards).map(Input::Guards)));
-    let pods = watcher(pods, watcher::Config::default().fields(FIELDS))
+    let pods = watcher(pods, watcher::Config::default().timeout(WATCH).fields(FIELDS))
         .backoff(again())
         .filter_map(move |event| std::future::ready(taken(event, Watching::Pods, &metrics).map(Input::Pods)));
     futures::stream::select(guards, pods)

@@ -37,6 +37,10 @@ pub(crate) struct Faults {
     pub(crate) errors: u64,
     /// Of so many writes one is done, and answered with 500; 0: none.
     pub(crate) lies: u64,
+    /// Every request but those about Leases is answered with 429, and not done.
+    pub(crate) busy: bool,
+    /// Every request but those about Leases is never answered.
+    pub(crate) silent: bool,
     /// From a request to its answer.
     pub(crate) slow: Duration,
 }

@@ -64,6 +64,12 @@ pub(super) async fn answer(State(desk): State<Arc<Desk>>, request: Request) -> R
         (if spared { Faults::default() } else { desk.faults.lock().clone() }, counted.requests)
     };
     tokio::time::sleep(faults.slow).await;
+    if faults.silent && place.kind != Kind::Lease {
+        return std::future::pending().await;
+    }
+    if faults.busy && place.kind != Kind::Lease {
+        return failed(429, "TooManyRequests", "as the test has it");
+    }
     let hit = |one_of: u64| one_of > 0 && number.is_multiple_of(one_of);
     if hit(faults.errors) {
         return failed(500, "InternalError", "as the test has it");
