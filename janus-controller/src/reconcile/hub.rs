@@ -61,6 +61,8 @@ pub struct Hub<D: Daemons, L: Lead, C: Cluster> {
     metrics: Arc<Metrics>,
     index: Index,
     listed: HashSet<Watched>,
+    /// When both had been, for the first time.
+    listed_at: Option<Instant>,
     synced: watch::Sender<bool>,
     nodes: Nodes,
     held: HashMap<Uid, Holdings>,
@@ -95,6 +97,7 @@ impl<D: Daemons, L: Lead, C: Cluster> Hub<D, L, C> {
             metrics,
             index: Index::new(home),
             listed: HashSet::new(),
+            listed_at: None,
             synced,
             nodes: Nodes::new(pace.stale()),
             held: HashMap::new(),
@@ -200,6 +203,7 @@ impl<D: Daemons, L: Lead, C: Cluster> Hub<D, L, C> {
         self.index.listed(watched);
         self.listed.insert(watched);
         if self.listed.len() == 2 && !self.synced.send_replace(true) {
+            self.listed_at = Some(Instant::now());
             tracing::info!(guards = self.index.guards().count(), pods = self.index.pods(), "watches are listed");
         }
     }

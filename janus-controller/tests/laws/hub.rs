@@ -341,6 +341,62 @@ async fn what_daemons_hold_of_a_guard_that_nobody_can_read_stays_until_it_is_del
     assert!(bench.api.events("g", "ReleasedUnconfirmed").is_empty());
 }
 
+/// Problems of all units of the first node, and how far they are.
+fn troubled(bench: &Bench, problems: &[v1::Problem], phase: v1::GuardPhase) {
+    bench.script.at(&address(1), |fake| {
+        for state in fake.units.values_mut() {
+            state.problems = problems.to_vec();
+            state.set_phase(phase);
+        }
+        fake.changed();
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_leader_says_nothing_before_daemons_have_answered() {
+    let mut bench = Bench::new(2);
+    bench.api.guard(guard("g", "default", 1));
+    bench.api.pod(pod("p1", "default", "n1"));
+    bench.api.pod(pod("p2", "default", "n2"));
+    wind(SECOND * 3).await;
+    let refused = v1::Problem { reason: "MarkRefused".into(), blocking: true, ..Default::default() };
+    troubled(&bench, &[refused], v1::GuardPhase::Degraded);
+    wind(RESYNC * 2).await;
+    assert_eq!(bench.api.condition("g", "Degraded"), "True MarkRefused");
+    let before = bench.api.written().statuses.len();
+    // They answer, one of them late.
+    bench.script.at(&address(1), |fake| fake.look = Reply::Not);
+    bench.restart().await;
+    wind(SECOND * 9).await;
+    assert_eq!(bench.api.written().statuses.len(), before);
+    bench.script.at(&address(1), |fake| fake.look = Reply::Well);
+    wind(RESYNC * 2).await;
+    assert_eq!(bench.api.written().statuses.len(), before);
+    assert_eq!((bench.api.events("g", "Degraded").len(), bench.api.events("g", "Recovered").len()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_leader_does_not_wait_for_ever_nor_with_what_is_new() {
+    let mut bench = Bench::new(2);
+    bench.api.guard(guard("g", "default", 1));
+    bench.api.guard(guard("edited", "default", 1));
+    bench.api.pod(pod("p1", "default", "n1"));
+    wind(SECOND * 3).await;
+    bench.script.at(&address(1), |fake| fake.look = Reply::Not);
+    let mut edited = guard("edited", "default", 1);
+    edited["spec"]["enforcement"] = "Audit".into();
+    bench.api.guard(edited);
+    bench.restart().await;
+    bench.api.guard(guard("made", "default", 1));
+    wind(SECOND * 10).await;
+    assert_eq!(bench.api.condition("edited", "Ready"), "False Arming");
+    assert_eq!(bench.api.status("edited").observed_generation, Some(2));
+    assert_eq!(bench.api.condition("made", "Ready"), "False Arming");
+    assert_eq!(bench.api.condition("g", "Ready"), "True Guarded");
+    wind(SECOND * 10).await;
+    assert_eq!(bench.api.condition("g", "Ready"), "False Arming");
+}
+
 /// The sum of the pods that events name.
 fn pods_of(events: &[String]) -> usize {
     events.iter().map(|note| note.split(' ').find_map(|word| word.parse::<usize>().ok()).unwrap()).sum()

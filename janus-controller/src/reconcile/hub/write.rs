@@ -26,6 +26,8 @@ use crate::reconcile::port::{Daemons, Lead};
 
 /// How soon a guard that is not in force everywhere is looked at again though nothing was heard.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// How long after the listing a status stands that daemons have not spoken of yet. They all speak within seconds.
+const HEARING: Duration = Duration::from_secs(15);
 /// Writes to the API server at once.
 pub(super) const WRITES: usize = 32;
 
@@ -160,6 +162,14 @@ impl<D: Daemons, L: Lead, C: Cluster> Hub<D, L, C> {
         });
         let Some(pen) = self.pens.get(uid) else { return };
         let before = pen.before(guard);
+        // What we have not heard is no change: a leader before us has, and its word stands until then.
+        if before.is_some_and(|before| before.observed_generation == Some(guard.generation))
+            && let Some(until) = self.listed_at.map(|at| at + HEARING).filter(|until| *until > now)
+            && self.is_unheard(uid)
+        {
+            self.due.add(uid, until);
+            return;
+        }
         // Whole seconds: what is read back must be what was written.
         let wall = Timestamp::now();
         let wall = Time(Timestamp::from_second(wall.as_second()).unwrap_or(wall));
@@ -182,6 +192,12 @@ impl<D: Daemons, L: Lead, C: Cluster> Hub<D, L, C> {
             let result = cluster.status(name.clone(), next).await;
             Done { uid, wrote: Wrote::Status, result, then: happening.map(|happening| (name, happening)) }
         }));
+    }
+
+    /// Whether a daemon that may be reached has yet to say what it has of a guard's pods.
+    fn is_unheard(&self, guard: &Uid) -> bool {
+        let counts = self.index.selected(guard).filter(|(pod, protected)| pod.started && !protected);
+        counts.filter_map(|(pod, _)| self.nodes.standing(&pod.node)).any(|it| it.reached && it.features.is_none())
     }
 
     fn reach(&self, node: &str, order: Option<&Order>) -> Reach {
