@@ -96,15 +96,36 @@ struct Found {
     message: Box<str>,
 }
 
+impl Found {
+    /// Whether it degrades the guard.
+    fn is_amiss(&self) -> bool {
+        match self.reason {
+            // Not wrong, or not wrong yet.
+            Reason::Arming | Reason::NotADirectory | Reason::NameUnknown | Reason::ProtectedPod => false,
+            Reason::DaemonUnreachable => false,
+            // Absent paths are told of, though Ready does not mind.
+            Reason::PathAbsent => true,
+            _ => !self.harmless,
+        }
+    }
+}
+
 /// The worst of many problems, without keeping them all.
 #[derive(Default)]
-struct Worst(BTreeSet<Found>);
+struct Worst {
+    shown: BTreeSet<Found>,
+    /// The worst that is amiss, apart: many that merely are on their way would push out the only one that is.
+    amiss: Option<Found>,
+}
 
 impl Worst {
     fn add(&mut self, found: Found) {
-        self.0.insert(found);
-        if self.0.len() > MOST_PROBLEMS {
-            self.0.pop_last();
+        if found.is_amiss() && self.amiss.as_ref().is_none_or(|amiss| found < *amiss) {
+            self.amiss = Some(found.clone());
+        }
+        self.shown.insert(found);
+        if self.shown.len() > MOST_PROBLEMS {
+            self.shown.pop_last();
         }
     }
 }
@@ -137,7 +158,7 @@ pub fn status<'a>(
                 },
             ),
         ],
-        problems: tally.worst.0.into_iter().map(Problem::from).collect(),
+        problems: tally.worst.shown.into_iter().map(Problem::from).collect(),
     }
 }
 
@@ -199,22 +220,14 @@ impl Tally {
                 ("Unknown", Reason::DaemonUnreachable, format!("{count}, {} not heard of", self.unknown))
             }
             _ => {
-                let worst = self.worst.0.iter().find(|found| !found.harmless);
+                let worst = self.worst.shown.iter().find(|found| !found.harmless);
                 ("False", worst.map_or(Reason::Arming, |found| found.reason), count)
             }
         }
     }
 
     fn degraded(&self, stalled: Option<&(Reason, String)>) -> (&'static str, Reason, String) {
-        let amiss = |found: &&Found| match found.reason {
-            // Not wrong, or not wrong yet.
-            Reason::Arming | Reason::NotADirectory | Reason::NameUnknown | Reason::ProtectedPod => false,
-            Reason::DaemonUnreachable => false,
-            // Absent paths are told of, though Ready does not mind.
-            Reason::PathAbsent => true,
-            _ => !found.harmless,
-        };
-        match self.worst.0.iter().find(amiss) {
+        match &self.worst.amiss {
             _ if stalled.is_some_and(|(reason, _)| *reason == Reason::InvalidSpec) => {
                 ("True", Reason::InvalidSpec, "this generation is in force nowhere".to_owned())
             }

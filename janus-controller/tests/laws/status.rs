@@ -377,6 +377,21 @@ fn problems_are_twenty_at_most_and_worst_first() {
 }
 
 #[test]
+fn what_is_amiss_is_not_lost_among_many_that_are_on_their_way() {
+    let absent = Case::guarded("absent", 1).troubled(Phase::InForce, &[("PathAbsent", false)]);
+    let mut cases = vec![absent];
+    for pods in [0, 19, 20, 100] {
+        cases.extend((cases.len()..=pods).map(|it| Case::new(&format!("late{it}"), &["app"])));
+        let status = at(1, &cases);
+        assert_eq!(condition(&status, "Degraded").reason, "PathAbsent", "{pods} others: {}", summary(&status));
+        assert_eq!(condition(&status, "Degraded").status, "True");
+        cases.reverse();
+        assert_eq!(at(1, &cases), status, "the order of pods is nothing");
+    }
+    assert_eq!(reasons(&at(1, &cases)), ["Arming"; 20], "shown are the worst");
+}
+
+#[test]
 fn a_condition_keeps_its_time_while_its_status_stays() {
     let order = order(1, &[]);
     let subject = Subject { generation: 1, order: Some(&order), invalid: None };
