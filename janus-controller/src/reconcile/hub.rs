@@ -11,6 +11,7 @@ mod write;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use janus_crd::JanusGuard;
@@ -40,6 +41,9 @@ use crate::metrics::{Metrics, Resource};
 const REPORTS: usize = 4096;
 /// Inputs that are taken before what they touch is seen to.
 const AT_ONCE: usize = 1024;
+/// Between two looks at whether it may act, while it may not: then it is about to be dropped.
+const DEPOSED: Duration = Duration::from_secs(1);
+
 /// What a watch brings.
 #[derive(Debug)]
 pub enum Input {
@@ -146,6 +150,10 @@ impl<D: Daemons, L: Lead, C: Cluster> Hub<D, L, C> {
     }
 
     fn wake(&self) -> Instant {
+        if !self.lead.may_act() {
+            // What is due is not done now.
+            return Instant::now() + DEPOSED;
+        }
         let stale = self.nodes.next();
         let due = self.due.next().filter(|_| self.writes.len() < WRITES);
         let annotation = self.annotator.as_ref().and_then(Annotator::next);
@@ -319,6 +327,10 @@ impl<D: Daemons, L: Lead, C: Cluster> Hub<D, L, C> {
     // -- what follows
 
     fn settle(&mut self) {
+        // One that was stopped, and goes on, has a successor by now, of which its statuses know nothing.
+        if !self.lead.may_act() {
+            return;
+        }
         if !*self.synced.borrow() {
             return;
         }

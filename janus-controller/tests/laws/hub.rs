@@ -26,6 +26,7 @@ struct Bench {
     script: Script,
     metrics: Arc<Metrics>,
     controller: JoinSet<()>,
+    mandate: Mandate,
     annotating: bool,
     nodes: usize,
 }
@@ -43,7 +44,8 @@ impl Bench {
     fn unlisted(nodes: usize, annotating: bool) -> Bench {
         let script = Script::new();
         let (api, inputs) = Api::new();
-        let mut bench = Bench { api, script, metrics: Metrics::new(), controller: JoinSet::new(), annotating, nodes };
+        let (metrics, controller, mandate) = (Metrics::new(), JoinSet::new(), Mandate::new(3));
+        let mut bench = Bench { api, script, metrics, controller, mandate, annotating, nodes };
         for node in 1..=nodes {
             bench.script.add(&address(node), &format!("n{node}"));
             bench.api.pod(daemon(&format!("janusd-{node}"), &format!("n{node}"), &address(node)));
@@ -54,7 +56,7 @@ impl Bench {
 
     fn start(&mut self, inputs: tokio::sync::mpsc::UnboundedReceiver<janus_controller::reconcile::hub::Input>) {
         let pace = Pace { resync: RESYNC };
-        let (home, mandate) = (objects::home(), Mandate::new(3));
+        let (home, mandate) = (objects::home(), self.mandate.clone());
         let (hub, _) = Hub::new(home, self.script.clone(), mandate, self.api.clone(), pace, self.metrics.clone());
         let hub = if self.annotating { hub.annotating() } else { hub };
         self.controller.spawn(hub.run(UnboundedReceiverStream::new(inputs)));
@@ -546,6 +548,24 @@ async fn a_node_that_comes_and_goes() {
     wind(SECOND * 3).await;
     assert_eq!(bench.api.condition("g", "Ready"), "True Guarded");
     assert_eq!(bench.units(), [unit("g", "p")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_lead_nothing_is_written() {
+    let bench = Bench::new(1);
+    bench.api.guard(guard("g", "default", 1));
+    bench.api.guard(guard("going", "default", 1));
+    bench.api.pod(pod("p", "default", "n1"));
+    wind(SECOND * 10).await;
+    let before = format!("{:?}", bench.api.written());
+    // It was stopped, and goes on with all that has come meanwhile.
+    bench.mandate.take_away();
+    bench.api.guard(guard("new", "default", 1));
+    bench.api.delete_guard("going");
+    bench.api.delete_pod("p");
+    bench.api.pod(pod("q", "default", "n1"));
+    wind(RESYNC * 5).await;
+    assert_eq!(format!("{:?}", bench.api.written()), before);
 }
 
 #[tokio::test(start_paused = true)]
