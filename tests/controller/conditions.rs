@@ -21,6 +21,7 @@ controller_tests! {
     a_guard_that_cannot_be_decoded_stops_nothing,
     daemons_that_are_not_what_they_should_be,
     daemons_that_talk_nonsense,
+    events_say_what_is_so_each,
     an_api_server_that_is_busy_is_said_to_be,
     an_api_server_that_is_silent_is_given_up.long(),
     a_guard_that_is_deleted_while_a_daemon_is_silent,
@@ -319,6 +320,29 @@ fn daemons_that_talk_nonsense() {
         }
         stage.until_condition("g", "Ready=True/Guarded").await;
         stage.until_as_expected().await;
+    });
+}
+
+/// Two of one reason are two, each with what it says.
+fn events_say_what_is_so_each() {
+    on_stage(2, async |stage| {
+        stage.guard("g", json!({})).await;
+        stage.pod("p", 0, &json!({})).await;
+        stage.until_told("Added").await;
+        for number in 0..3 {
+            stage.pod(&format!("more-{number}"), 1, &json!({})).await;
+        }
+        let notes = || {
+            let events = stage.paper.all(Kind::Event).into_iter().filter(|event| event["reason"] == "Added");
+            events.map(|event| event["note"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        let pods = |note: &String| note.split(' ').find_map(|word| word.parse::<usize>().ok()).unwrap();
+        let began = std::time::Instant::now();
+        while notes().iter().map(pods).sum::<usize>() < 4 {
+            assert!(began.elapsed() < SOON, "{:?}", notes());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(notes().iter().any(|note| note.ends_with("on node-1")), "{:?}", notes());
     });
 }
 

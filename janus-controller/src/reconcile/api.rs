@@ -46,14 +46,14 @@ pub fn acting(mut config: Config) -> Config {
 #[derive(Clone)]
 pub struct ApiServer {
     client: Client,
-    recorder: Recorder,
+    reporter: Reporter,
 }
 
 impl ApiServer {
     /// By way of `client`; events say that `instance` reports them.
     pub fn new(client: Client, instance: String) -> ApiServer {
         let reporter = Reporter { controller: MANAGER.to_owned(), instance: Some(instance) };
-        ApiServer { recorder: Recorder::new(client.clone(), reporter), client }
+        ApiServer { client, reporter }
     }
 
     fn guards(&self, guard: &GuardName) -> Api<kube::api::DynamicObject> {
@@ -100,7 +100,10 @@ impl Cluster for ApiServer {
             action: "Guard".to_owned(),
             secondary: None,
         };
-        within(self.recorder.publish(&event, &regarding)).await
+        // A recorder that remembers takes two events for one whatever they say, and keeps what the first said. Ours are
+        // gathered already.
+        let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
+        within(recorder.publish(&event, &regarding)).await
     }
 
     async fn annotate(&self, annotation: Annotation) -> Result<(), WriteError> {
