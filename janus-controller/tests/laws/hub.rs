@@ -171,6 +171,27 @@ async fn one_status_a_second_and_the_last_one_is_right() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn events_that_are_due_bring_no_status_before_its_time() {
+    let bench = Bench::new(1);
+    bench.api.guard(guard("g", "default", 1));
+    wind(SECOND * 3).await;
+    let mut pods = 0;
+    for gap in [4300, 4500, 4700, 4900] {
+        // The first is told after a second, the others five seconds later: before the status of the third is due.
+        for pause in [gap, 1060, 12_000] {
+            bench.api.pod(pod(&format!("p{pods}"), "default", "n1"));
+            pods += 1;
+            wind(Duration::from_millis(pause)).await;
+        }
+    }
+    assert_eq!(bench.counts("g"), (pods, pods));
+    assert!(bench.api.events("g", "Added").len() >= 8);
+    let written = bench.api.written();
+    let times: Vec<_> = written.statuses.iter().map(|(at, ..)| *at).collect();
+    assert!(times.windows(2).all(|pair| pair[1] - pair[0] >= SECOND), "{times:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn at_rest_nothing_is_written() {
     let bench = Bench::new(2);
     bench.api.guard(guard("g", "default", 1));

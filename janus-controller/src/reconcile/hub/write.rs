@@ -119,6 +119,11 @@ impl<D: Daemons, L: Lead, C: Cluster> Hub<D, L, C> {
                 self.due.add(uid, at);
             }
         }
+        // Events may be due earlier than the rest.
+        if let Some(next) = self.pens.get(uid).map(Pen::next).filter(|next| *next > now) {
+            self.due.add(uid, next);
+            return;
+        }
         if deleted {
             self.count_pods(uid, (0, 0));
             self.release(uid, name, now);
