@@ -264,9 +264,13 @@ impl Metrics {
         self.latency.observe(seconds as f64);
     }
 
-    /// Whether this replica leads.
+    /// Whether this replica leads. One that does not knows of no daemons and no pods.
     pub fn leads(&self, leads: bool) {
         self.leader.set(leads.into());
+        if !leads {
+            DaemonState::ALL.iter().for_each(|state| self.daemons(*state, 0));
+            PodState::ALL.iter().for_each(|state| self.pods(*state, 0));
+        }
     }
 
     /// The periodic look found something amiss.
@@ -299,6 +303,20 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_that_leads_no_more_tells_of_no_pods_and_daemons() {
+        let metrics = Metrics::new();
+        metrics.leads(true);
+        DaemonState::ALL.iter().for_each(|state| metrics.daemons(*state, 3));
+        PodState::ALL.iter().for_each(|state| metrics.pods(*state, 3));
+        metrics.leads(false);
+        let text = metrics.open_metrics().unwrap();
+        let of =
+            |line: &&str| line.starts_with("janus_controller_daemons{") || line.starts_with("janus_controller_pods{");
+        let lines: Vec<&str> = text.lines().filter(of).collect();
+        assert!(lines.len() == 5 && lines.iter().all(|line| line.ends_with(" 0")), "{lines:?}");
+    }
 
     #[test]
     fn the_names_of_the_contract() {
