@@ -342,7 +342,12 @@ impl<D: Daemons, L: Lead> Driver<D, L> {
                 match told {
                     Ok(observation) => {
                         self.metrics.reconciled(Outcome::Ok, took);
-                        session.retries.remove(&unit);
+                        // It says yes, and has not taken it: what it says would have it told again at once.
+                        if observation.phase == Phase::Draining || observation.accepted < generation {
+                            session.put_off(&unit, sent, self.pace);
+                        } else {
+                            session.retries.remove(&unit);
+                        }
                         self.refused.remove(&unit);
                         let known = Known { observation: Arc::new(observation), sent: Some(sent) };
                         self.known.insert(unit.clone(), known);

@@ -291,6 +291,25 @@ async fn what_was_refused_is_tried_later_and_at_once_when_it_changes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_that_says_yes_and_does_nothing_is_not_told_again_and_again() {
+    for reply in [Reply::Leaving, Reply::Ignored] {
+        let (unit, it) = wanted("g", 1, "p", &["c"]);
+        let mut bench = Bench::new(orders(A, [(unit.clone(), it)]));
+        bench.wind(RESYNC).await;
+        bench.script.at(A, |fake| fake.answers("g", reply));
+        let before = bench.script.at(A, |fake| fake.creates());
+        bench.orders.send_replace(orders(A, [wanted("g", 2, "p", &["c"])]));
+        bench.wind(RESYNC * 10).await;
+        let tries = bench.script.at(A, |fake| fake.creates()) - before;
+        assert!((8..=20).contains(&tries), "{reply:?}: {tries} tries in five minutes");
+        // Once it does, all is well, no later than a resync.
+        bench.script.at(A, |fake| fake.create.clear());
+        bench.wind(RESYNC * 2).await;
+        assert_eq!(bench.held[&unit].0.observation.as_ref().unwrap().generation, 2, "{reply:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refusal_goes_with_its_pod() {
     let script = Script::new();
     script.add(A, "n");

@@ -29,6 +29,10 @@ pub(crate) enum Reply {
     Broken,
     /// Well, and nothing is in force yet: until the daemon is told to arm it.
     Pending,
+    /// Well, and nothing is done: the unit is on its way out.
+    Leaving,
+    /// Well, and nothing is done: the unit is what it was, or nothing.
+    Ignored,
 }
 
 /// What a daemon was told.
@@ -277,6 +281,13 @@ impl Daemon for Link {
             containers.extend(ids.iter().map(named));
             let in_force = if pending { before.map_or(0, generation) } else { guard.generation };
             let phase = if pending { v1::GuardPhase::Pending } else { v1::GuardPhase::InForce };
+            if matches!(reply, Reply::Leaving | Reply::Ignored) {
+                let phase = if reply == Reply::Leaving { v1::GuardPhase::Draining } else { v1::GuardPhase::Pending };
+                let accepted_generation = before.map_or(0, |before| before.accepted_generation);
+                let names = v1::GuardRef { generation: accepted_generation, ..guard };
+                let (guard, pod, phase) = (Some(names), Some(pod), phase.into());
+                return Ok(v1::GuardState { guard, pod, phase, accepted_generation, ..Default::default() });
+            }
             let state = v1::GuardState {
                 accepted_generation: guard.generation,
                 guard: Some(v1::GuardRef { generation: in_force, ..guard.clone() }),
