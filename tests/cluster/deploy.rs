@@ -107,10 +107,13 @@ fn the_controller_may_patch_finalizers_and_one_annotation(case: &Case) {
 
         assert_eq!(on_guard(json!({"metadata": {"finalizers": ["a.example/b"]}})).await, "taken");
         assert_eq!(on_guard(json!({"metadata": {"finalizers": []}})).await, "taken");
+        // Garbage collection deletes what has an owner that is not there.
+        let owner = json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "none", "uid": "none"});
         for body in [
             json!({"spec": {"enforcement": "Audit"}}),
             json!({"metadata": {"labels": {"a": "b"}}}),
             json!({"metadata": {"annotations": {"a": "b"}}}),
+            json!({"metadata": {"ownerReferences": [owner]}}),
         ] {
             assert!(on_guard(body.clone()).await.contains("janus-controller changes no guard's"), "{body}");
         }
