@@ -216,6 +216,10 @@ impl Tally {
         match (self.observable, self.guarded) {
             (0, _) => ("True", Reason::NoPods, "no selected pod has a started container".to_owned()),
             (all, guarded) if all == guarded => ("True", Reason::Guarded, count),
+            // What is wrong somewhere is certain, whatever is not heard of elsewhere: then Degraded is True.
+            _ if let Some(amiss) = self.worst.amiss.as_ref().filter(|amiss| !amiss.harmless) => {
+                ("False", amiss.reason, count)
+            }
             _ if self.unknown > 0 => {
                 ("Unknown", Reason::DaemonUnreachable, format!("{count}, {} not heard of", self.unknown))
             }

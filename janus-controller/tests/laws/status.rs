@@ -174,6 +174,10 @@ fn ready_is_true_exactly_when_the_counts_are_equal() {
             let status = at(3, &[first("a"), second("b")]);
             let equal = status.guarded_pods == status.observable_pods;
             assert_eq!(condition(&status, "Ready").status == "True", equal, "{}", summary(&status));
+            let degraded = condition(&status, "Degraded");
+            let merely = degraded.reason == "PathAbsent";
+            let certain = degraded.status == "True" && !merely;
+            assert!(!certain || condition(&status, "Ready").status == "False", "{}", summary(&status));
             let back = at(3, &[second("b"), first("a")]);
             assert_eq!(status, back, "the order of pods is nothing");
         }
@@ -192,12 +196,22 @@ fn answers_that_are_stale_make_it_unknown() {
 }
 
 #[test]
-fn what_is_certainly_wrong_is_degraded_whatever_else_is_stale() {
+fn what_is_certainly_wrong_is_degraded_and_not_ready_whatever_else_is_stale() {
     let wrong = Case::guarded("a", 1).troubled(Phase::Degraded, &[("FilesystemNotGated", true)]);
     let status = at(1, &[wrong, Case::guarded("b", 1).reached(Reach::Stale)]);
     assert_eq!(
         summary(&status),
-        "0/2, ready Unknown DaemonUnreachable, degraded True FilesystemNotGated, stalled False Accepted"
+        "0/2, ready False FilesystemNotGated, degraded True FilesystemNotGated, stalled False Accepted"
+    );
+}
+
+#[test]
+fn a_path_that_is_merely_absent_does_not_say_what_is_not_heard() {
+    let absent = Case::guarded("a", 1).troubled(Phase::InForce, &[("PathAbsent", false)]);
+    let status = at(1, &[absent, Case::guarded("b", 1).reached(Reach::Stale)]);
+    assert_eq!(
+        summary(&status),
+        "1/2, ready Unknown DaemonUnreachable, degraded Unknown DaemonUnreachable, stalled False Accepted"
     );
 }
 
