@@ -167,6 +167,8 @@ impl Giver {
             }
             Ok((link, None)) => {
                 tracing::info!(peer = link.peer, "a holder has come");
+                // Of two, one would take the end of our connection for ours.
+                self.withdraw();
                 self.depot = Some(Depot::new(link, []));
                 self.mailbox.remind();
                 return false;

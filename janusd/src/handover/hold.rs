@@ -3,7 +3,8 @@
 //! Flow: janusd deposits each guard's groups, with what to answer if nobody comes, and a parcel that nobody opens here. Its
 //! connection ends when it does. A guard that was not withdrawn before waits, and so does whoever opens its files, until a
 //! janusd takes it ([`super::take`]) or its deadline has passed; from then on all that comes is answered as was told, until
-//! a janusd takes it.
+//! a janusd takes it. A connection that has ended while its janusd lives is no death: that one answers by itself, and what it
+//! had deposited is let go.
 //!
 //! Owns: the descriptors, the deadline. Must never: judge, look at a file, parse what a guard says, or read a group whose
 //! janusd lives.
@@ -11,7 +12,7 @@
 //! What the dead janusd had read and not answered is known to nobody. It is answered by every number that it can have had:
 //! by this one at the deadline, before its first read, or by whoever takes the guard, before its own.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -29,6 +30,8 @@ use crate::policy::{Event, Failure, Response};
 
 /// For a frame that has begun to come.
 const FRAME: Duration = Duration::from_secs(1);
+/// For a janusd whose connection has ended to have ended as well: the kernel closes its connections first.
+const DYING: Duration = Duration::from_secs(1);
 /// For a janusd that takes guards to say so.
 const TAKING: Duration = Duration::from_secs(5);
 /// Parcels of what is known, for each guard: beyond that it is learned anew.
@@ -114,6 +117,8 @@ pub struct Holder {
     listener: UnixListener,
     deadline: Duration,
     links: HashMap<u64, Link>,
+    /// Those that have ended, while guards of theirs are held.
+    ended: HashMap<u64, Link>,
     next: u64,
     units: BTreeMap<String, Unit>,
     buffer: ReadBuffer,
@@ -130,6 +135,7 @@ impl Holder {
             listener: place.listener,
             deadline,
             links: HashMap::new(),
+            ended: HashMap::new(),
             next: 0,
             units: BTreeMap::new(),
             buffer: ReadBuffer::default(),
@@ -168,8 +174,12 @@ impl Holder {
             }
             let now = Instant::now();
             let deadline = self.deadline;
+            let is_due = |unit: &Unit| unit.orphaned.is_some_and(|since| now.duration_since(since) >= deadline);
+            let due = self.units.values().filter(|unit| is_due(unit) && !unit.settled);
+            let owners: BTreeSet<u64> = due.map(|unit| unit.owner).collect();
+            self.let_go_of_the_living(|id| owners.contains(&id), Duration::ZERO);
             for (name, unit) in &mut self.units {
-                if unit.orphaned.is_none_or(|since| now.duration_since(since) < deadline) {
+                if !is_due(unit) {
                     continue;
                 }
                 if !unit.settled {
@@ -227,7 +237,7 @@ impl Holder {
             _ => Err(LinkError::Unexpected),
         });
         if let Err(error) = result {
-            self.links.remove(&id);
+            self.ended.extend(self.links.remove_entry(&id));
             let now = Instant::now();
             let mut orphans = 0;
             for unit in self.units.values_mut().filter(|unit| unit.owner == id) {
@@ -237,7 +247,20 @@ impl Holder {
             if orphans > 0 {
                 tracing::warn!(%error, orphans, "a janusd has gone, and its guards are held");
             }
+            self.ended.retain(|id, _| self.units.values().any(|unit| unit.owner == *id));
         }
+    }
+
+    /// Whoever lives reads its groups by itself: to read them here as well would answer one opener for another.
+    fn let_go_of_the_living(&mut self, concerned: impl Fn(u64) -> bool, patience: Duration) {
+        let until = Instant::now() + patience;
+        self.ended.retain(|id, link| {
+            if concerned(*id) && !link.ends_within(until.saturating_duration_since(Instant::now())) {
+                tracing::warn!(peer = link.peer, "a janusd has broken off and lives: its guards are not held any more");
+                self.units.retain(|_, unit| unit.owner != *id);
+            }
+            self.units.values().any(|unit| unit.owner == *id)
+        });
     }
 
     fn keep(&mut self, id: u64, deposit: Deposit, descriptors: Vec<OwnedFd>) -> Result<(), LinkError> {
@@ -264,6 +287,7 @@ impl Holder {
     /// Gives what no janusd has to one that has come. From here on until it says that it has it, or has gone, nothing is
     /// read here.
     fn give(&mut self, id: u64) -> Result<(), LinkError> {
+        self.let_go_of_the_living(|_| true, DYING);
         let Some(link) = self.links.get(&id) else { return Ok(()) };
         let until = Instant::now() + TAKING;
         let orphans = || self.units.values().filter(|unit| unit.orphaned.is_some());

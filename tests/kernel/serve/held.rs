@@ -1,9 +1,14 @@
 //! `janusd hold`: what becomes of guards whose janusd is killed.
 
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use janus_proto::v1;
+use janusd::handover::link::Link;
+use janusd::handover::message::{Deposit, Part};
 
 use super::certificates::Authority;
 use super::client::{Client, create, spec};
@@ -13,11 +18,14 @@ use crate::case::{Case, Janus};
 use crate::found::PodCgroup;
 use crate::kernel_tests;
 use crate::metrics::Metrics;
+use crate::raw::BareGroup;
 use crate::watchdog::wait_until;
 
 kernel_tests! {
     a_killed_janusd_is_waited_for.lasting(900),
     for_one_that_does_not_come_back_failure_policy_answers,
+    whole_pods_roll_out.lasting(300),
+    the_end_of_a_connection_is_no_death.without_control(),
 }
 
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -26,7 +34,12 @@ struct Hold(Child);
 
 impl Hold {
     fn start(case: &Case) -> Hold {
-        let log = std::fs::File::create(case.scratch("hold.log")).unwrap();
+        Hold::start_as(case, 0)
+    }
+
+    /// One of several, by its number.
+    fn start_as(case: &Case, number: usize) -> Hold {
+        let log = std::fs::File::create(case.scratch(&format!("hold-{number}.log"))).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_janusd"));
         command.arg("hold").arg("--state-dir").arg(case.scratch("state")).args(["--deadline", "2s"]);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
@@ -137,4 +150,60 @@ fn for_one_that_does_not_come_back_failure_policy_answers(case: &Case) {
         case.denied(container.open("/secret"));
         kill(late);
     }
+}
+
+/// A holder and a janusd each, as a DaemonSet replaces them: the new holder comes while the old one still holds, and neither
+/// takes the end of a connection for a death.
+fn whole_pods_roll_out(case: &Case) {
+    let pod = PodCgroup::new(case);
+    let container = case.container();
+    pod.container('a', container.pid);
+    if case.janus == Janus::Absent {
+        return case.denied(container.open("/secret"));
+    }
+    let authority = Authority::new();
+    let mut hold = Hold::start_as(case, 0);
+    let mut serve = Serve::start_with(case, &authority, among(0));
+    // What a holder answered, it would allow.
+    guard(&serve, &authority, v1::FailurePolicy::Allow);
+    case.denied(container.open("/secret"));
+    assert!(wait_until(SOON, || hold.groups() == 2), "nothing was deposited");
+    let load = container.start_openers(READERS, &["/secret"]);
+    for turn in 1..=5 {
+        let next_hold = Hold::start_as(case, turn);
+        assert!(wait_until(SOON, || next_hold.groups() == 2), "turn {turn}: nothing was deposited");
+        assert!(wait_until(SOON, || hold.groups() == 0), "turn {turn}: not withdrawn");
+        // Longer than the deadline: whoever took the other for dead would answer now.
+        let opened = load.opened();
+        assert!(!wait_until(DEADLINE + Duration::from_millis(200), || false));
+        assert!(load.opened() > opened + 100, "turn {turn}: nobody answers");
+        let next = Serve::start_with(case, &authority, among(turn));
+        assert_eq!(serve.end().0, Some(0), "turn {turn}");
+        (hold, serve) = (next_hold, next);
+        assert!(wait_until(SOON, || hold.groups() == 2), "turn {turn}: nothing was deposited");
+    }
+    let tally = load.stop();
+    eprintln!("{tally:?}");
+    assert_eq!((tally.total().allowed, tally.total().failed), (0, 0), "{tally:?}");
+    assert!(tally.slowest < Duration::from_secs(1), "{tally:?}");
+    // And a death is still seen.
+    kill(serve);
+    serve = Serve::start_with(case, &authority, among(6));
+    case.denied(container.open("/secret"));
+    drop(serve);
+}
+
+/// Somebody who lives answers by itself: what it had deposited is let go, and nothing of it answered.
+fn the_end_of_a_connection_is_no_death(case: &Case) {
+    let hold = Hold::start(case);
+    let stream = UnixStream::connect(case.scratch("state/hold.sock")).unwrap();
+    let link = Link::new(stream, Arc::default()).unwrap();
+    let groups = [BareGroup::new().unwrap(), BareGroup::new().unwrap()];
+    let deposit = Deposit { name: "guard/pod".into(), unit: Vec::new(), deny: true, highest: 100, answered: None };
+    link.say(Part::Deposit(deposit), &groups.each_ref().map(AsFd::as_fd), Instant::now() + SOON).unwrap();
+    assert!(wait_until(SOON, || hold.groups() == 2), "nothing was deposited");
+    drop(link);
+    assert!(wait_until(SOON, || hold.groups() == 0), "held against one who lives");
+    let log = std::fs::read_to_string(case.scratch("hold-0.log")).unwrap();
+    assert!(!log.contains("failurePolicy answers"), "{log}");
 }
