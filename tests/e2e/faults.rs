@@ -11,22 +11,47 @@ use crate::probe::{longest_gap, probing, wait_until_seen};
 use crate::tenant::{Opened, PATIENCE, denies, pod};
 
 e2e_tests![
-    a_killed_daemon_guards_again,
+    a_killed_daemon_is_waited_for,
+    a_killed_daemon_without_a_holder_guards_again,
     a_killed_leader_is_followed,
     a_guard_outlives_a_killed_kubelet,
     a_guard_outlives_the_api_server,
 ];
 
-fn a_killed_daemon_guards_again(case: &Case) {
+/// The holder keeps its groups: nobody gets in while the kubelet starts it again, nor if that takes longer than the holder
+/// waits, for the guard says what then.
+fn a_killed_daemon_is_waited_for(case: &Case) {
     let janus = case.janus();
     let tenant = janus.tenant("killed-daemon");
     tenant.start(&[probing("web", "node1")]);
+    let mut guard = denies("web", &["/etc/secret"], false);
+    guard["failurePolicy"] = "Deny".into();
+    tenant.guard("web", &guard, 1);
+    wait_until_seen(&tenant, "web", 2, Opened::Denied);
+    let kill = "for p in $(pidof janusd); do tr '\\0' ' ' < /proc/$p/cmdline | grep -q ' serve ' && kill -9 $p && echo $p; done";
+    let killed = janus.cluster.nodes[0].run("sh", &["-c", kill]).success();
+    assert_eq!(killed.lines().count(), 1, "{killed}");
+    let started = Instant::now();
+    // Asked again and again, so that it waits whenever nobody answers.
+    assert_eq!(tenant.exec("web", "/etc/secret"), Opened::Denied);
+    eprintln!("janusd killed: the next open was answered after {:.1} s", started.elapsed().as_secs_f32());
+    janus.wait_until_ready();
+    tenant.wait_until_guarded("web", 1);
+    let seen = wait_until_seen(&tenant, "web", 2, Opened::Denied);
+    assert_eq!(seen.len(), 2, "lifted meanwhile: {seen:?}");
+}
+
+fn a_killed_daemon_without_a_holder_guards_again(case: &Case) {
+    let janus = case.janus();
+    let tenant = janus.tenant("killed-both");
+    tenant.start(&[probing("web", "node1")]);
     tenant.guard("web", &denies("web", &["/etc/secret"], false), 1);
     wait_until_seen(&tenant, "web", 2, Opened::Denied);
+    // Both: they are one program.
     kill_on(&janus, 0, "janusd");
     // The dead deny nobody: read until there is a new one that was told of the guard.
     let seen = wait_until_seen(&tenant, "web", 4, Opened::Denied);
-    eprintln!("janusd killed: guarded again after {:.1} s", longest_gap(&seen));
+    eprintln!("janusd and holder killed: guarded again after {:.1} s", longest_gap(&seen));
     assert!(longest_gap(&seen) < 20.0, "{seen:?}");
     tenant.wait_until_guarded("web", 1);
     janus.wait_until_ready();
