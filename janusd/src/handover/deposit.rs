@@ -45,6 +45,14 @@ impl Depot {
         self.lacks_some.then_some(AGAIN)
     }
 
+    /// Hears what has come. The holder says nothing unasked, so it is the connection's end, or something newer.
+    pub(super) fn hear(&self) -> Result<(), LinkError> {
+        match self.link.hear_any(Instant::now() + PATIENCE)? {
+            None => Ok(()),
+            Some(_) => Err(LinkError::Unexpected),
+        }
+    }
+
     /// Deposits what is new, and withdraws what has gone.
     pub(super) fn keep_up(&mut self, registry: &Registry) -> Result<(), LinkError> {
         if self.link.has_ended() {

@@ -111,19 +111,22 @@ impl Giver {
                     .and_then(Heir::process)
                     .map(|process| PollFd::from_borrowed_fd(process, PollFlags::IN)),
             );
+            let depot_at = fds.len();
             fds.extend(self.depot.as_ref().map(|depot| PollFd::from_borrowed_fd(depot.link.as_fd(), PollFlags::IN)));
             let pause = self.heir.as_ref().and_then(Heir::pause);
             let pause = pause.into_iter().chain(self.depot.as_ref().and_then(Depot::pause)).min();
             let pause = pause.map(|pause| Timespec { tv_sec: 0, tv_nsec: pause.subsec_nanos().into() });
             // A failure (EINTR) is as good as nothing there.
             let _asked_again = poll(&mut fds, pause.as_ref());
+            let holder_speaks = fds.get(depot_at).is_some_and(|fd| !fd.revents().is_empty());
             self.mailbox.quiet();
             if self.mailbox.take().is_err() {
                 self.withdraw();
                 return;
             }
             if let Some(depot) = &mut self.depot
-                && let Err(error) = depot.keep_up(&self.host.registry)
+                && let Err(error) =
+                    if holder_speaks { depot.hear() } else { Ok(()) }.and_then(|()| depot.keep_up(&self.host.registry))
             {
                 tracing::warn!(%error, "the holder has gone: should janusd be killed, the kernel allows what waits");
                 self.depot = None;

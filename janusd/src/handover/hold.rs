@@ -214,8 +214,28 @@ impl Holder {
 
     fn heed(&mut self, id: u64) {
         let Some(link) = self.links.get(&id) else { return };
-        let heard = link.hear(Instant::now() + FRAME);
-        let result = heard.and_then(|(part, descriptors)| match part {
+        let heard = link.hear_any(Instant::now() + FRAME);
+        let result = heard.and_then(|heard| match heard {
+            None => Ok(()),
+            Some((part, descriptors)) => self.take(id, part, descriptors),
+        });
+        if let Err(error) = result {
+            self.ended.extend(self.links.remove_entry(&id));
+            let now = Instant::now();
+            let mut orphans = 0;
+            for unit in self.units.values_mut().filter(|unit| unit.owner == id) {
+                unit.orphaned.get_or_insert(now);
+                orphans += 1;
+            }
+            if orphans > 0 {
+                tracing::warn!(%error, orphans, "a janusd has gone, and its guards are held");
+            }
+            self.ended.retain(|id, _| self.units.values().any(|unit| unit.owner == *id));
+        }
+    }
+
+    fn take(&mut self, id: u64, part: Part, descriptors: Vec<OwnedFd>) -> Result<(), LinkError> {
+        match part {
             Part::Deposit(deposit) => self.keep(id, deposit, descriptors),
             Part::DepositKnown(known) => {
                 if let Some(unit) = self.units.get_mut(&known.name).filter(|unit| unit.owner == id)
@@ -235,19 +255,6 @@ impl Holder {
                 self.say(id, Part::Refuse(Refuse { reason }))
             }
             _ => Err(LinkError::Unexpected),
-        });
-        if let Err(error) = result {
-            self.ended.extend(self.links.remove_entry(&id));
-            let now = Instant::now();
-            let mut orphans = 0;
-            for unit in self.units.values_mut().filter(|unit| unit.owner == id) {
-                unit.orphaned.get_or_insert(now);
-                orphans += 1;
-            }
-            if orphans > 0 {
-                tracing::warn!(%error, orphans, "a janusd has gone, and its guards are held");
-            }
-            self.ended.retain(|id, _| self.units.values().any(|unit| unit.owner == *id));
         }
     }
 

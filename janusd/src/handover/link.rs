@@ -157,28 +157,37 @@ impl Link {
         Ok(())
     }
 
-    /// Hears what is said next, and takes what comes with it.
+    /// Hears what is said next that this version knows, and takes what comes with it.
     ///
     /// # Errors
     /// [`LinkError`]; the connection cannot be used any more then.
     pub fn hear(&self, until: Instant) -> Result<(Part, Vec<OwnedFd>), LinkError> {
         loop {
-            let mut descriptors = Vec::new();
-            let mut head = [0; HEAD];
-            self.fill(&mut head, &mut descriptors, until)?;
-            let [a, b, c, d, length @ ..] = head;
-            let length = u32::from_be_bytes(length) as usize;
-            if [a, b, c, d] != MAGIC || length > LARGEST {
-                return Err(LinkError::Garbled(format!("{head:02x?}")));
+            if let Some(heard) = self.hear_any(until)? {
+                return Ok(heard);
             }
-            let mut body = vec![0; length];
-            self.fill(&mut body, &mut descriptors, until)?;
-            match Frame::decode(&*body).map_err(|error| LinkError::Garbled(error.to_string()))?.part {
-                Some(Part::Refuse(refuse)) => return Err(LinkError::Refused(refuse.reason)),
-                Some(part) => return Ok((part, descriptors)),
-                // Something that a newer one says, and an older one may skip.
-                None => {}
-            }
+        }
+    }
+
+    /// Hears what is said next; `None`: something that a newer one says, and an older one may skip. For whoever does not
+    /// know that more is to come.
+    ///
+    /// # Errors
+    /// [`LinkError`]; the connection cannot be used any more then.
+    pub fn hear_any(&self, until: Instant) -> Result<Option<(Part, Vec<OwnedFd>)>, LinkError> {
+        let mut descriptors = Vec::new();
+        let mut head = [0; HEAD];
+        self.fill(&mut head, &mut descriptors, until)?;
+        let [a, b, c, d, length @ ..] = head;
+        let length = u32::from_be_bytes(length) as usize;
+        if [a, b, c, d] != MAGIC || length > LARGEST {
+            return Err(LinkError::Garbled(format!("{head:02x?}")));
+        }
+        let mut body = vec![0; length];
+        self.fill(&mut body, &mut descriptors, until)?;
+        match Frame::decode(&*body).map_err(|error| LinkError::Garbled(error.to_string()))?.part {
+            Some(Part::Refuse(refuse)) => Err(LinkError::Refused(refuse.reason)),
+            part => Ok(part.map(|part| (part, descriptors))),
         }
     }
 
@@ -271,6 +280,19 @@ mod tests {
             assert!(part == large && descriptors.is_empty());
             assert!(matches!(other.hear(soon()), Err(LinkError::Refused(reason)) if reason == "no"));
         });
+    }
+
+    #[test]
+    fn what_is_not_known_is_skipped_without_waiting_for_more() {
+        let Some((one, other, mut raw)) = pair() else { return };
+        // Of a tag that no version has yet.
+        raw.write_all(&[b"JNUS".as_slice(), &4_u32.to_be_bytes(), &[0xea, 0x04, 1, 0]].concat()).unwrap();
+        one.say(Part::Ask(Ask::ours()), &[], soon()).unwrap();
+        assert!(matches!(other.hear_any(Instant::now()), Ok(None)));
+        assert!(matches!(other.hear_any(Instant::now()), Ok(Some((Part::Ask(_), _)))));
+        raw.write_all(&[b"JNUS".as_slice(), &4_u32.to_be_bytes(), &[0xea, 0x04, 1, 0]].concat()).unwrap();
+        one.say(Part::Ask(Ask::ours()), &[], soon()).unwrap();
+        assert!(matches!(other.hear(Instant::now()), Ok((Part::Ask(_), _))));
     }
 
     #[test]

@@ -10,11 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use fanotify::low_level as fan;
 use janusd::guard::Numbers;
 use janusd::guard::known::Fingerprints;
 use janusd::handover::link::{Link, LinkError};
-use janusd::handover::message::{Ask, Awaiting, End, Estate, Parked, Part, Ready, Rest, Unit};
+use janusd::handover::message::{Ask, Awaiting, End, Estate, Parked, Part, Ready, Rest, Taken, Unit};
 use tonic::Code;
 
 use super::certificates::Authority;
@@ -59,7 +58,7 @@ fn denials(serve: &Serve) -> u64 {
 }
 
 /// A daemon that guards `/secret` in the container.
-fn guarding(case: &Case, authority: &Authority, container: &Container) -> Serve {
+pub(super) fn guarding(case: &Case, authority: &Authority, container: &Container) -> Serve {
     let serve = Serve::start_with(case, authority, among(0));
     wait(async {
         let mut client = Client::connect(serve.grpc, &authority.controller()).await.unwrap();
@@ -67,6 +66,12 @@ fn guarding(case: &Case, authority: &Authority, container: &Container) -> Serve 
     });
     case.denied(container.open("/secret"));
     serve
+}
+
+/// A connection to a daemon, as its successor makes one.
+pub(super) fn connect(case: &Case, serve: &Serve) -> Link {
+    let socket = case.scratch("state").join(format!("serve-{}.sock", serve.process.id()));
+    Link::new(UnixStream::connect(socket).unwrap(), Arc::default()).unwrap()
 }
 
 /// Two programs in turn, under readers: none gets in, none waits; counters, generations and what is known of files move
@@ -95,8 +100,9 @@ fn guards_change_hands_again_and_again(case: &Case) {
         let taken = Metrics::read(next.admin);
         assert_eq!(taken.sum("janus_handover_total", &[("result", "taken")]), 1, "turn {turn}");
         assert_eq!(taken.sum("janus_handover_guards_total", &[("result", "whole")]), 1, "turn {turn}");
-        let given = Metrics::read(serve.admin);
-        assert_eq!(given.sum("janus_handover_total", &[("result", "given")]), 1, "turn {turn}");
+        // Which it counts once it has heard.
+        let given = || Metrics::read(serve.admin).sum("janus_handover_total", &[("result", "given")]);
+        assert!(wait_until(SOON, || given() == 1), "turn {turn}");
         let (all, inherited) = (denials(&serve), denials(&next));
         assert!(inherited >= all, "turn {turn}: {all} were counted, and {inherited} are");
         let (status, took) = serve.end();
@@ -133,12 +139,10 @@ fn whoever_comes_and_goes_away_again_takes_nothing(case: &Case) {
     let authority = Authority::new();
     let serve = guarding(case, &authority, &container);
     let load = container.start_openers(READERS, &["/secret"]);
-    let socket = || case.scratch("state").join(format!("serve-{}.sock", serve.process.id()));
-    let connect = || Link::new(UnixStream::connect(socket()).unwrap(), Arc::default()).unwrap();
     let kept = || Metrics::read(serve.admin).sum("janus_handover_total", &[("result", "kept")]);
     let until = || Instant::now() + SOON;
     for step in 0..4 {
-        let link = connect();
+        let link = connect(case, &serve);
         let newest = if step == 0 { 0 } else { Ask::ours().newest };
         link.say(Part::Ask(Ask { newest, oldest: newest }), &[], until()).unwrap();
         if step == 0 {
@@ -201,6 +205,27 @@ fn an_answer_to_an_event_of_the_old_one_hits_none_of_the_new_one(case: &Case) {
     }
 }
 
+/// Where a new janusd finds this process.
+pub(super) fn be_another(case: &Case) -> UnixListener {
+    let state = case.scratch("state");
+    fs::create_dir_all(&state).unwrap();
+    let socket = state.join("serve-1.sock");
+    // Of the time before.
+    let _absent = fs::remove_file(&socket);
+    UnixListener::bind(socket).unwrap()
+}
+
+/// As the old one: is asked, and gives a guard on `/secret` with these groups.
+pub(super) fn give(link: &Link, groups: &[OwnedFd; 2]) {
+    let until = Instant::now() + SOON;
+    let (Part::Ask(_), _) = link.hear(until).unwrap() else { panic!("asks") };
+    let estate = Estate::new(false, &Numbers::default(), &Fingerprints::default());
+    let request = Some(create(1, 1, spec(&["/secret"])));
+    let unit = Part::Unit(Unit { index: 0, request, estate: Some(estate) });
+    link.say(unit, &[groups[0].as_fd(), groups[1].as_fd()], until).unwrap();
+    link.say(Part::End(End { epoch: 1, highest: 1024 }), &[], until).unwrap();
+}
+
 /// How many opens of a denied file were allowed and denied.
 fn collide(case: &Case, authority: &Authority, container: &Container, named: bool) -> (u64, u64) {
     const EVENTS: usize = 48;
@@ -208,24 +233,14 @@ fn collide(case: &Case, authority: &Authority, container: &Container, named: boo
     for path in ["/public", "/secret"] {
         mark(&groups[1], &container.seen_from_host(path));
     }
-    let state = case.scratch("state");
-    fs::create_dir_all(&state).unwrap();
-    let socket = state.join("serve-1.sock");
-    // Of the time before.
-    let _absent = fs::remove_file(&socket);
-    let listener = UnixListener::bind(socket).unwrap();
+    let listener = be_another(case);
     let waiting = container.start_openers_once(EVENTS, &["/public"]);
-    let stop = AtomicBool::new(false);
+    let (stop, answered) = (AtomicBool::new(false), AtomicBool::new(false));
     let tally = std::thread::scope(|scope| {
         let old = scope.spawn(|| {
             let link = Link::new(listener.accept().unwrap().0, Arc::default()).unwrap();
             let until = Instant::now() + SOON;
-            let (Part::Ask(_), _) = link.hear(until).unwrap() else { panic!("asks") };
-            let estate = Estate::new(false, &Numbers::default(), &Fingerprints::default());
-            let request = Some(create(1, 1, spec(&["/secret"])));
-            let unit = Part::Unit(Unit { index: 0, request, estate: Some(estate) });
-            link.say(unit, &[groups[0].as_fd(), groups[1].as_fd()], until).unwrap();
-            link.say(Part::End(End { epoch: 1, highest: 1024 }), &[], until).unwrap();
+            give(&link, &groups);
             let (ready, events) = read_until_ready(&groups, &link);
             assert_eq!(events.len(), EVENTS);
             assert!(ready.without.is_empty());
@@ -235,6 +250,8 @@ fn collide(case: &Case, authority: &Authority, container: &Container, named: boo
             let parked = Parked { units: vec![Rest { index: 0, outstanding }], guards: Vec::new() };
             link.say(Part::Parked(parked), &[], until).unwrap();
             let (Part::Taken(_), _) = link.hear(until).unwrap() else { panic!("took") };
+            // The new one answers those that were named to it.
+            assert!(wait_until(SOON, || !named || answered.load(Ordering::Relaxed)), "not answered");
             // Late answers, for as long as the new one reads.
             while !stop.load(Ordering::Relaxed) {
                 for event in &events {
@@ -246,6 +263,7 @@ fn collide(case: &Case, authority: &Authority, container: &Container, named: boo
         if named {
             // Answered by the new one.
             assert_eq!(waiting.join().total().denied, EVENTS as u64, "failurePolicy: Deny");
+            answered.store(true, Ordering::Relaxed);
         } else {
             waiting.join();
         }
@@ -260,7 +278,7 @@ fn collide(case: &Case, authority: &Authority, container: &Container, named: boo
     (tally.allowed, tally.denied)
 }
 
-fn group() -> OwnedFd {
+pub(super) fn group() -> OwnedFd {
     let flags = fan::FAN_CLASS_CONTENT | fan::FAN_CLOEXEC | fan::FAN_NONBLOCK | fan::FAN_UNLIMITED_QUEUE;
     let raw = fan::fanotify_init(flags, fan::O_RDONLY.cast_unsigned()).unwrap();
     adopt(raw)
@@ -272,14 +290,14 @@ fn adopt(raw: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(raw) }
 }
 
-fn mark(group: &OwnedFd, path: &std::path::Path) {
+pub(super) fn mark(group: &OwnedFd, path: &std::path::Path) {
     let path = path.to_str().unwrap();
     fan::fanotify_mark(group.as_raw_fd(), fan::FAN_MARK_ADD, fan::FAN_OPEN_PERM, fan::AT_FDCWD, path).unwrap();
 }
 
 /// Whatever the new process opens while it surveys is allowed, until it is ready; events of others are kept. They get the
 /// numbers from the lowest one on that the new process has free.
-fn read_until_ready(groups: &[OwnedFd; 2], link: &Link) -> (Ready, Vec<OwnedFd>) {
+pub(super) fn read_until_ready(groups: &[OwnedFd; 2], link: &Link) -> (Ready, Vec<OwnedFd>) {
     let used: BTreeSet<i32> = fs::read_dir(format!("/proc/{}/fd", link.peer))
         .unwrap()
         .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok())

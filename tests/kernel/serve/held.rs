@@ -1,24 +1,26 @@
 //! `janusd hold`: what becomes of guards whose janusd is killed.
 
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use janus_proto::v1;
-use janusd::handover::link::Link;
-use janusd::handover::message::{Deposit, Part};
+use janusd::handover::link::{Link, LinkError};
+use janusd::handover::message::{self, Deposit, Part};
 
 use super::certificates::Authority;
 use super::client::{Client, create, spec};
-use super::handover::{READERS, among, hand_overs};
+use super::handover::{READERS, among, ask, connect, hand_overs, mark};
 use super::{SOON, Serve, wait};
 use crate::case::{Case, Janus};
 use crate::found::PodCgroup;
 use crate::kernel_tests;
 use crate::metrics::Metrics;
-use crate::raw::BareGroup;
+use crate::raw::{BareGroup, Mark};
 use crate::watchdog::wait_until;
 
 kernel_tests! {
@@ -26,6 +28,8 @@ kernel_tests! {
     for_one_that_does_not_come_back_failure_policy_answers,
     whole_pods_roll_out.lasting(300),
     the_end_of_a_connection_is_no_death.without_control(),
+    what_is_not_known_is_no_end.without_control(),
+    a_holder_that_hangs_up_is_noticed.without_control(),
 }
 
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -55,6 +59,23 @@ impl Hold {
         let links = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
         links.filter(|link| link.to_string_lossy().contains("fanotify")).count()
     }
+
+    fn log(case: &Case) -> String {
+        std::fs::read_to_string(case.scratch("hold-0.log")).unwrap()
+    }
+}
+
+/// Groups that ask who opens a file, and that file.
+fn asking(case: &Case, file: &str) -> ([BareGroup; 2], PathBuf) {
+    let groups = [BareGroup::new().unwrap(), BareGroup::new().unwrap()];
+    let file = case.scratch(file);
+    std::fs::write(&file, "").unwrap();
+    groups[1].mark(&file, Mark::Inode).unwrap();
+    (groups, file)
+}
+
+fn deposit(name: &str, highest: i32) -> Part {
+    Part::Deposit(Deposit { name: name.into(), unit: vec![0xff], deny: true, highest, answered: None })
 }
 
 impl Drop for Hold {
@@ -198,12 +219,36 @@ fn the_end_of_a_connection_is_no_death(case: &Case) {
     let hold = Hold::start(case);
     let stream = UnixStream::connect(case.scratch("state/hold.sock")).unwrap();
     let link = Link::new(stream, Arc::default()).unwrap();
-    let groups = [BareGroup::new().unwrap(), BareGroup::new().unwrap()];
-    let deposit = Deposit { name: "guard/pod".into(), unit: Vec::new(), deny: true, highest: 100, answered: None };
-    link.say(Part::Deposit(deposit), &groups.each_ref().map(AsFd::as_fd), Instant::now() + SOON).unwrap();
+    let (groups, _) = asking(case, "file");
+    link.say(deposit("guard/pod", 100), &groups.each_ref().map(AsFd::as_fd), Instant::now() + SOON).unwrap();
     assert!(wait_until(SOON, || hold.groups() == 2), "nothing was deposited");
     drop(link);
     assert!(wait_until(SOON, || hold.groups() == 0), "held against one who lives");
-    let log = std::fs::read_to_string(case.scratch("hold-0.log")).unwrap();
+    let log = Hold::log(case);
     assert!(!log.contains("failurePolicy answers"), "{log}");
+}
+
+/// A frame of a later version, and silence behind it.
+fn what_is_not_known_is_no_end(case: &Case) {
+    let hold = Hold::start(case);
+    let mut stream = UnixStream::connect(case.scratch("state/hold.sock")).unwrap();
+    let link = Link::new(stream.try_clone().unwrap(), Arc::default()).unwrap();
+    stream.write_all(&[b"JNUS".as_slice(), &4_u32.to_be_bytes(), &[0xea, 0x04, 1, 0]].concat()).unwrap();
+    // Longer than a frame may take to come.
+    let ended = link.hear(Instant::now() + Duration::from_millis(1500));
+    assert!(matches!(ended, Err(LinkError::Late)), "{ended:?}");
+    let (groups, _) = asking(case, "file");
+    link.say(deposit("guard/pod", 100), &groups.each_ref().map(AsFd::as_fd), Instant::now() + SOON).unwrap();
+    assert!(wait_until(SOON, || hold.groups() == 2), "nothing was deposited");
+}
+
+/// This process is the holder, and lives on.
+fn a_holder_that_hangs_up_is_noticed(case: &Case) {
+    let serve = Serve::start_with(case, &Authority::new(), among(0));
+    let link = connect(case, &serve);
+    link.say(Part::Hold(message::Hold {}), &[], Instant::now() + SOON).unwrap();
+    let log = || std::fs::read_to_string(case.scratch("janusd-0.log")).unwrap();
+    assert!(wait_until(SOON, || log().contains("a holder has come")), "{}", log());
+    drop(link);
+    assert!(wait_until(SOON, || log().contains("the holder has gone")), "{}", log());
 }
