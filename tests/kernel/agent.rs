@@ -5,7 +5,7 @@
 //! SCRATCH` has an empty root and stays in our pid namespace; `__agent half SCRATCH` is the same before it has let go of
 //! the old root. `__agent
 //! unprivileged PROGRAM ...` becomes that program without CAP_SYS_ADMIN, `poor UID FILES PROGRAM ...` as a user with few
-//! descriptors, `groups N` holds so many fanotify groups. All of this happens in a fresh process with
+//! descriptors, `groups N` holds so many fanotify groups, `connect SOCKET` a connection. All of this happens in a fresh process with
 //! one thread.
 //!
 //! Guarantee: an agent ends with the process that started it (parent death signal, and end of its stdin), and its
@@ -61,6 +61,7 @@ pub(crate) fn main() -> ExitCode {
                     become_poor(user, files, program, arguments)
                 }
                 [mode, count] if *mode == "groups" => hold_groups(count),
+                [mode, socket] if *mode == "connect" => keep_connected(socket),
                 [mode, program, arguments @ ..] if *mode == "unprivileged" => become_unprivileged(program, arguments),
                 _ => Err(io::Error::other(format!("unknown agent {words:?}"))),
             }
@@ -112,6 +113,14 @@ fn hold_groups(count: &OsStr) -> io::Result<()> {
     let count: usize = count.to_string_lossy().parse().map_err(io::Error::other)?;
     let _held: Vec<_> = (0..count).map_while(|_| fanotify_init(FAN_CLASS_CONTENT | FAN_CLOEXEC, 0).ok()).collect();
     serve(std::process::id())
+}
+
+/// Connects to a socket, says by which number, and keeps the connection: whoever is asked for who is at its end names this
+/// process.
+fn keep_connected(socket: &OsStr) -> io::Result<()> {
+    let stream = std::os::unix::net::UnixStream::connect(socket)?;
+    writeln!(io::stdout(), "{}", stream.as_raw_fd())?;
+    io::stdin().read_to_end(&mut Vec::new()).map(drop)
 }
 
 /// Deprecated because CLONE_FILES could pull file descriptors from under other threads: it is never given here.

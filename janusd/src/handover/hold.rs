@@ -32,8 +32,8 @@ use crate::policy::{Event, Failure, Response};
 const FRAME: Duration = Duration::from_secs(1);
 /// For a janusd whose connection has ended to have ended as well: the kernel closes its connections first.
 const DYING: Duration = Duration::from_secs(1);
-/// For a janusd that takes guards to say so.
-const TAKING: Duration = Duration::from_secs(5);
+/// For a janusd that takes guards to hear of all of them.
+const GIVING: Duration = Duration::from_secs(5);
 /// Parcels of what is known, for each guard: beyond that it is learned anew.
 const MOST_PARCELS: usize = 128;
 
@@ -48,8 +48,18 @@ struct Unit {
     orphaned: Option<Instant>,
     /// What that one had read is answered.
     settled: bool,
+    /// How it was held before it was given to its owner, which has not said yet that it has it.
+    before: Option<Before>,
     /// What was answered here, by event.
     answered: [u64; Event::ALL.len()],
+}
+
+/// A unit before it was given to a janusd.
+#[derive(Clone, Copy)]
+struct Before {
+    owner: u64,
+    orphaned: Option<Instant>,
+    settled: bool,
 }
 
 impl Unit {
@@ -250,6 +260,10 @@ impl Holder {
                 Ok(())
             }
             Part::Ask(ask) if ask.agreed().is_some() => self.give(id),
+            Part::Taken(_) => {
+                self.taken(id);
+                Ok(())
+            }
             Part::Ask(_) => {
                 let reason = "the holder does not speak that version".to_owned();
                 self.say(id, Part::Refuse(Refuse { reason }))
@@ -278,6 +292,7 @@ impl Holder {
             known: Vec::new(),
             orphaned: None,
             settled: false,
+            before: None,
             answered: Default::default(),
             deposit,
         };
@@ -291,35 +306,37 @@ impl Holder {
         self.links.get(&id).map_or(Ok(()), |link| link.say(part, &[], Instant::now() + FRAME))
     }
 
-    /// Gives what no janusd has to one that has come. From here on until it says that it has it, or has gone, nothing is
-    /// read here.
+    /// Gives what no janusd has to one that has come. It may read what it has been told of, so each is its own from that
+    /// moment on, whenever it says so: nobody else reads before it is dead.
     fn give(&mut self, id: u64) -> Result<(), LinkError> {
         self.let_go_of_the_living(|_| true, DYING);
         let Some(link) = self.links.get(&id) else { return Ok(()) };
-        let until = Instant::now() + TAKING;
-        let orphans = || self.units.values().filter(|unit| unit.orphaned.is_some());
-        for unit in orphans() {
+        let until = Instant::now() + GIVING;
+        for unit in self.units.values_mut().filter(|unit| unit.orphaned.is_some()) {
             let mut deposit = unit.deposit.clone();
             if unit.settled {
                 deposit.highest = -1;
             }
             deposit.answered = Some(unit.counted());
+            unit.before = Some(Before { owner: unit.owner, orphaned: unit.orphaned, settled: unit.settled });
+            (unit.owner, unit.orphaned, unit.settled) = (id, None, false);
             link.say(Part::Deposit(deposit), &unit.groups.each_ref().map(AsFd::as_fd), until)?;
             for known in &unit.known {
                 link.say(Part::DepositKnown(known.clone()), &[], until)?;
             }
         }
-        let given = orphans().count();
-        link.say(Part::End(End { epoch: 0, highest: -1 }), &[], until)?;
-        if given == 0 {
-            return Ok(());
+        link.say(Part::End(End { epoch: 0, highest: -1 }), &[], until)
+    }
+
+    /// A janusd says that it has what was given to it: what was answered here counts there.
+    fn taken(&mut self, id: u64) {
+        let mut guards = 0;
+        for unit in self.units.values_mut().filter(|unit| unit.owner == id) {
+            if unit.before.take().is_some() {
+                unit.answered = Default::default();
+                guards += 1;
+            }
         }
-        let (Part::Taken(_), _) = link.hear(until)? else { return Err(LinkError::Unexpected) };
-        tracing::info!(guards = given, peer = link.peer, "another janusd has the guards");
-        for unit in self.units.values_mut().filter(|unit| unit.orphaned.is_some()) {
-            // Its own deposit takes the place of this one soon.
-            (unit.owner, unit.orphaned, unit.settled, unit.answered) = (id, None, false, Default::default());
-        }
-        Ok(())
+        tracing::info!(guards, peer = self.links.get(&id).map(|link| link.peer), "another janusd has the guards");
     }
 }

@@ -74,6 +74,11 @@ pub(super) fn connect(case: &Case, serve: &Serve) -> Link {
     Link::new(UnixStream::connect(socket).unwrap(), Arc::default()).unwrap()
 }
 
+/// Events that wait to be read.
+pub(super) fn queued(group: impl AsFd) -> u64 {
+    rustix::io::ioctl_fionread(group).unwrap() / 24
+}
+
 /// Two programs in turn, under readers: none gets in, none waits; counters, generations and what is known of files move
 /// along.
 fn guards_change_hands_again_and_again(case: &Case) {

@@ -1,6 +1,6 @@
 //! `janusd hold`: what becomes of guards whose janusd is killed.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -10,18 +10,20 @@ use std::time::{Duration, Instant};
 
 use janus_proto::v1;
 use janusd::handover::link::{Link, LinkError};
-use janusd::handover::message::{self, Deposit, Part};
+use janusd::handover::message::{self, Ask, Deposit, Part, Taken};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use super::certificates::Authority;
 use super::client::{Client, create, spec};
-use super::handover::{READERS, among, ask, connect, hand_overs, mark};
+use super::handover::{READERS, among, ask, connect, hand_overs, mark, queued};
 use super::{SOON, Serve, wait};
+use crate::agent;
 use crate::case::{Case, Janus};
 use crate::found::PodCgroup;
 use crate::kernel_tests;
 use crate::metrics::Metrics;
 use crate::raw::{BareGroup, Mark};
-use crate::watchdog::wait_until;
+use crate::watchdog::{kernel_pid, wait_until};
 
 kernel_tests! {
     a_killed_janusd_is_waited_for.lasting(900),
@@ -30,6 +32,7 @@ kernel_tests! {
     the_end_of_a_connection_is_no_death.without_control(),
     what_is_not_known_is_no_end.without_control(),
     a_holder_that_hangs_up_is_noticed.without_control(),
+    whoever_was_given_a_guard_reads_alone.lasting(60).without_control(),
 }
 
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -62,6 +65,50 @@ impl Hold {
 
     fn log(case: &Case) -> String {
         std::fs::read_to_string(case.scratch("hold-0.log")).unwrap()
+    }
+}
+
+/// A janusd's connection to the holder, that of a process which can be killed: it is spoken for by the test.
+struct Somebody {
+    process: Child,
+    link: Link,
+}
+
+impl Somebody {
+    fn connect(case: &Case) -> Somebody {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args([agent::WORD, "connect"]).arg(case.scratch("state/hold.sock"));
+        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        case.watch.process(process.id());
+        let mut number = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut number).unwrap();
+        let pidfd = pidfd_open(kernel_pid(process.id()), PidfdFlags::empty()).unwrap();
+        let stream = pidfd_getfd(pidfd, number.trim().parse().unwrap(), PidfdGetfdFlags::empty()).unwrap();
+        Somebody { process, link: Link::new(stream.into(), Arc::default()).unwrap() }
+    }
+
+    fn say(&self, part: Part, groups: &[BareGroup]) {
+        let groups: Vec<_> = groups.iter().map(AsFd::as_fd).collect();
+        self.link.say(part, &groups, Instant::now() + SOON).unwrap();
+    }
+
+    /// The guards that the holder gives.
+    fn ask(&self) -> Vec<Deposit> {
+        self.say(Part::Ask(Ask::ours()), &[]);
+        let mut deposits = Vec::new();
+        loop {
+            match self.link.hear(Instant::now() + SOON).unwrap().0 {
+                Part::Deposit(deposit) => deposits.push(deposit),
+                Part::DepositKnown(_) => {}
+                Part::End(_) => return deposits,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn die(mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
     }
 }
 
@@ -251,4 +298,23 @@ fn a_holder_that_hangs_up_is_noticed(case: &Case) {
     assert!(wait_until(SOON, || log().contains("a holder has come")), "{}", log());
     drop(link);
     assert!(wait_until(SOON, || log().contains("the holder has gone")), "{}", log());
+}
+
+/// However long it takes it to say that it reads. It is dead, or it is not: only then the holder reads.
+fn whoever_was_given_a_guard_reads_alone(case: &Case) {
+    let hold = Hold::start(case);
+    let (groups, file) = asking(case, "file");
+    let first = Somebody::connect(case);
+    first.say(deposit("guard/pod", 100), &groups);
+    assert!(wait_until(SOON, || hold.groups() == 2), "nothing was deposited");
+    first.die();
+    let taker = Somebody::connect(case);
+    assert_eq!(taker.ask().len(), 1);
+    let other = case.host();
+    let waiting = other.start_openers_once(1, &[file]);
+    assert!(wait_until(SOON, || queued(&groups[1]) == 1), "nobody waits");
+    assert!(!wait_until(Duration::from_secs(7), || queued(&groups[1]) == 0), "the holder has read");
+    taker.say(Part::Taken(Taken::default()), &[]);
+    taker.die();
+    assert_eq!(waiting.join().total().denied, 1, "{}", Hold::log(case));
 }
