@@ -266,9 +266,25 @@ fn hand(link: &Link, bequests: &[Bequest], epoch: u64) -> Result<(), LinkError> 
     }
     let parked = Part::Parked(Parked { units, guards: counts(bequests) });
     link.say(parked, &[], Instant::now() + TAKING)?;
-    let (Part::Taken(_), _) = link.hear(Instant::now() + TAKING)? else { return Err(LinkError::Unexpected) };
+    hear_taken(link, Instant::now() + TAKING)?;
     tracing::info!(guards = bequests.len(), paused = ?began.elapsed(), "handed over");
     Ok(())
+}
+
+/// Whether the new one reads, or will: decided when this returns.
+fn hear_taken(link: &Link, until: Instant) -> Result<(), LinkError> {
+    let why_not = match link.hear(until) {
+        Ok((Part::Taken(_), _)) => return Ok(()),
+        Ok(_) => LinkError::Unexpected,
+        Err(error) => error,
+    };
+    // It may be saying so right now. From here on it either has, or cannot.
+    while let Ok((part, _)) = link.hear_last() {
+        if let Part::Taken(_) = part {
+            return Ok(());
+        }
+    }
+    Err(why_not)
 }
 
 fn tell_known(link: &Link, index: u32, known: &[Learned]) -> Result<(), LinkError> {
@@ -288,4 +304,34 @@ fn counts(bequests: &[Bequest]) -> Vec<GuardCounts> {
         Some(GuardCounts { index, own: Some(tally.count().into()), all })
     });
     counts.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handover::message::Taken;
+
+    fn pair() -> Option<(Link, Link)> {
+        let (one, other) = UnixStream::pair().unwrap();
+        let link = |stream| Link::new(stream, Arc::default());
+        // Only root may.
+        Some((link(one).ok()?, link(other).ok()?))
+    }
+
+    fn taken() -> Part {
+        Part::Taken(Taken::default())
+    }
+
+    #[test]
+    fn whoever_was_waited_for_in_vain_cannot_say_that_it_reads() {
+        let soon = || Instant::now() + Duration::from_secs(10);
+        let Some((old, new)) = pair() else { return };
+        assert!(matches!(hear_taken(&old, Instant::now()), Err(LinkError::Late)));
+        assert!(matches!(new.say(taken(), &[], soon()), Err(LinkError::Gone)));
+        // And whoever has said so reads, whatever else it has said.
+        let Some((old, new)) = pair() else { return };
+        new.say(Part::Ready(Ready::default()), &[], soon()).unwrap();
+        new.say(taken(), &[], soon()).unwrap();
+        assert!(hear_taken(&old, soon()).is_ok());
+    }
 }

@@ -4,6 +4,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -191,6 +192,16 @@ impl Link {
         }
     }
 
+    /// Hears no more: gives what had come, if anything had. Whatever the other end says from now on fails there
+    /// ([`LinkError::Gone`]); the kernel does the two one after the other, so both know which of them it was.
+    ///
+    /// # Errors
+    /// [`LinkError`]; [`LinkError::Gone`]: nothing had come.
+    pub fn hear_last(&self) -> Result<(Part, Vec<OwnedFd>), LinkError> {
+        self.stream.shutdown(Shutdown::Read)?;
+        self.hear(Instant::now())
+    }
+
     fn fill(&self, bytes: &mut [u8], descriptors: &mut Vec<OwnedFd>, until: Instant) -> Result<(), LinkError> {
         let mut filled = 0;
         while filled < bytes.len() {
@@ -241,7 +252,7 @@ fn timespec(duration: Duration) -> Timespec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::handover::message::{Ask, Known, Refuse, Unit};
+    use crate::handover::message::{Ask, Known, Refuse, Taken, Unit};
     use std::io::Write;
 
     fn pair() -> Option<(Link, Link, UnixStream)> {
@@ -293,6 +304,19 @@ mod tests {
         raw.write_all(&[b"JNUS".as_slice(), &4_u32.to_be_bytes(), &[0xea, 0x04, 1, 0]].concat()).unwrap();
         one.say(Part::Ask(Ask::ours()), &[], soon()).unwrap();
         assert!(matches!(other.hear(Instant::now()), Ok((Part::Ask(_), _))));
+    }
+
+    #[test]
+    fn either_it_was_said_in_time_or_it_cannot_be_said() {
+        let Some((one, other, _)) = pair() else { return };
+        one.say(Part::Taken(Taken::default()), &[], soon()).unwrap();
+        assert!(matches!(other.hear_last(), Ok((Part::Taken(_), _))));
+        let Some((one, other, _)) = pair() else { return };
+        assert!(matches!(other.hear_last(), Err(LinkError::Gone)));
+        assert!(matches!(one.say(Part::Taken(Taken::default()), &[], soon()), Err(LinkError::Gone)));
+        // The other way it still goes.
+        other.say(Part::Ask(Ask::ours()), &[], soon()).unwrap();
+        assert!(matches!(one.hear(soon()), Ok((Part::Ask(_), _))));
     }
 
     #[test]

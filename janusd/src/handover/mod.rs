@@ -11,13 +11,14 @@
 //!   ├─ Ready ──────────────────────────────►│ workers park: they read no more, and answer all that they had read
 //!   │◄─ Known (since), Parked: numbers, counters
 //!   │ occupies numbers that are outstanding │
-//!   │ answers those, then reads on          │
 //!   ├─ Taken ──────────────────────────────►│ lets go of the groups, and waits to be ended
+//!   │ answers those, then reads on          │
 //! ```
 //!
 //! Guarantees: at every moment one of the two holds each group, and at most one reads it. Before `Parked` has been sent,
 //! whatever fails leaves the old one as it was. Afterwards it goes on by itself if the new one ends before it has said
-//! `Taken`, or does not say so in time.
+//! `Taken`, or does not say so in time: then it stops hearing first, so that the new one, which reads only once `Taken` has
+//! been said, finds that it cannot say it any more.
 //!
 //! What is not handed over (a guard whose thread is stuck, or was only being started) is armed by the new one with groups
 //! and marks of its own, before the old one stops its own: that is counted, and takes two groups more for that long.

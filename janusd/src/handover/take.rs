@@ -176,7 +176,7 @@ impl Taking<'_> {
                 _ => return Err(LinkError::Unexpected),
             }
         };
-        Ok(self.take_up(parked, &transfers))
+        self.take_up(parked, &transfers)
     }
 
     /// Hears what there is, and has it put in force beside what the other one has.
@@ -255,7 +255,7 @@ impl Taking<'_> {
                 transfer.metrics().add(&counts);
             }
         }
-        self.link.say(Part::Taken(Taken {}), &[], Instant::now() + UNHURRIED)?;
+        self.link.say(Part::Taken(Taken::default()), &[], Instant::now() + UNHURRIED)?;
         self.arm();
         let ready = self.units.values().filter(|unit| unit.ready && unit.whole).count();
         self.home.metrics.inherited(ready, self.units.len() - ready);
@@ -310,13 +310,19 @@ impl Taking<'_> {
         units.into_iter().filter_map(|unit| Some((unit.unit, unit.run?))).collect()
     }
 
-    /// The other one reads no more.
-    fn take_up(&self, parked: Parked, transfers: &BTreeMap<UnitId, (Transfer, Arc<Tally>)>) -> Option<Occupied> {
+    /// The other one reads no more, until it hears nothing.
+    fn take_up(
+        &self,
+        parked: Parked,
+        transfers: &BTreeMap<UnitId, (Transfer, Arc<Tally>)>,
+    ) -> Result<Option<Occupied>, LinkError> {
         let Parked { units: rests, guards } = parked;
         let numbers: BTreeSet<i32> =
             rests.iter().flat_map(|rest| rest.outstanding.iter().map(|awaiting| awaiting.number)).collect();
         // Before anything is read.
         let occupied = (!numbers.is_empty()).then(|| Occupied::take(numbers).ok()).flatten();
+        // Before anything is read too: said, it is ours, whatever becomes of the other one. Not said, it reads on by itself.
+        self.link.say(Part::Taken(Taken::default()), &[], Instant::now() + UNHURRIED)?;
         let found = |index: u32| self.units.get(&index).filter(|unit| unit.whole && unit.ready);
         let mut taken = BTreeSet::new();
         for rest in &rests {
@@ -329,8 +335,6 @@ impl Taking<'_> {
             transfer.take_up();
             taken.insert(rest.index);
         }
-        // It may have ended meanwhile: then that is how it lets go.
-        let _gone = self.link.say(Part::Taken(Taken {}), &[], Instant::now() + UNHURRIED);
         for (index, unit) in self.units.iter().filter(|(index, unit)| unit.whole && !taken.contains(*index)) {
             tracing::warn!(index, unit = ?unit.id, "armed anew: its groups are still read by the other janusd");
             if let Some((transfer, _)) = transfers.get(&unit.id) {
@@ -350,7 +354,7 @@ impl Taking<'_> {
         }
         self.home.metrics.inherited(taken.len(), self.units.len() - taken.len());
         tracing::info!(guards = self.units.len(), whole = taken.len(), "took the guards of another janusd");
-        occupied
+        Ok(occupied)
     }
 
     /// It has come to nothing. If the other one is dead, its groups live on here: what it had read is answered by every

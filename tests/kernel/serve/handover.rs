@@ -20,17 +20,19 @@ use super::certificates::Authority;
 use super::client::{Client, create, destroy, spec};
 use super::{SOON, Serve, Setting, wait};
 use crate::case::{Case, Janus};
-use crate::container::Container;
+use crate::container::{Container, Load};
 use crate::found::PodCgroup;
 use crate::kernel_tests;
 use crate::metrics::Metrics;
-use crate::protocol::rename;
+use crate::protocol::{Tally, rename};
 use crate::watchdog::wait_until;
 
 kernel_tests! {
     guards_change_hands_again_and_again.lasting(600),
     whoever_comes_and_goes_away_again_takes_nothing.lasting(120),
     an_answer_to_an_event_of_the_old_one_hits_none_of_the_new_one.lasting(120),
+    whoever_says_too_late_that_it_reads_cannot.without_control(),
+    whoever_cannot_say_that_it_reads_does_not.without_control(),
 }
 
 /// Who reads a denied file all the time.
@@ -72,6 +74,32 @@ pub(super) fn guarding(case: &Case, authority: &Authority, container: &Container
 pub(super) fn connect(case: &Case, serve: &Serve) -> Link {
     let socket = case.scratch("state").join(format!("serve-{}.sock", serve.process.id()));
     Link::new(UnixStream::connect(socket).unwrap(), Arc::default()).unwrap()
+}
+
+/// As a successor: asks, and hears all that there is. The groups of the one guard.
+pub(super) fn ask(link: &Link) -> Vec<OwnedFd> {
+    link.say(Part::Ask(Ask::ours()), &[], Instant::now() + SOON).unwrap();
+    let mut groups = Vec::new();
+    loop {
+        match link.hear(Instant::now() + SOON).unwrap() {
+            (Part::Unit(_), descriptors) => groups = descriptors,
+            (Part::End(_), _) => return groups,
+            (Part::Known(_), _) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// As a successor: is ready, and hears what it may read.
+pub(super) fn ready(link: &Link, without: Vec<u32>) -> Parked {
+    link.say(Part::Ready(Ready { without }), &[], Instant::now() + SOON).unwrap();
+    loop {
+        match link.hear(Instant::now() + SOON).unwrap().0 {
+            Part::Parked(parked) => return parked,
+            Part::Known(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 /// Events that wait to be read.
@@ -210,6 +238,74 @@ fn an_answer_to_an_event_of_the_old_one_hits_none_of_the_new_one(case: &Case) {
     }
 }
 
+/// The old one has waited for it in vain, and reads: from then on nobody can say that he does.
+fn whoever_says_too_late_that_it_reads_cannot(case: &Case) {
+    let pod = PodCgroup::new(case);
+    let container = case.container();
+    pod.container('a', container.pid);
+    let authority = Authority::new();
+    let serve = guarding(case, &authority, &container);
+    let link = connect(case, &serve);
+    let _groups = ask(&link);
+    assert_eq!(ready(&link, Vec::new()).units.len(), 1);
+    let kept = || Metrics::read(serve.admin).sum("janus_handover_total", &[("result", "kept")]);
+    assert!(wait_until(SOON, || kept() == 1), "it waits for ever");
+    let said = link.say(Part::Taken(Taken::default()), &[], Instant::now() + SOON);
+    assert!(matches!(said, Err(LinkError::Gone)), "{said:?}");
+    case.denied(container.open("/secret"));
+}
+
+/// This process is the old janusd, which reads on by itself by the time that the new one would say that it does. That one
+/// reads nothing, and guards with groups of its own.
+fn whoever_cannot_say_that_it_reads_does_not(case: &Case) {
+    let pod = PodCgroup::new(case);
+    let container = case.container();
+    pod.container('a', container.pid);
+    let authority = Authority::new();
+    let groups = [group(), group()];
+    mark(&groups[1], &container.seen_from_host("/public"));
+    let (listener, other) = (be_another(case), case.host());
+    let public = [container.seen_from_host("/public")];
+    // The new one lays marks in both; which is asked first is the kernel's choice.
+    let asks = || {
+        allow_all(&groups[0]);
+        queued(&groups[1]) == 1
+    };
+    let serve = std::thread::scope(|scope| {
+        let starting = scope.spawn(|| Serve::start_with(case, &authority, among(0)));
+        let stream = listener.accept().unwrap().0;
+        let heard = stream.try_clone().unwrap();
+        let link = Link::new(stream, Arc::default()).unwrap();
+        give(&link, &groups);
+        let (_ready, events) = read_until_ready(&groups, &link);
+        assert!(events.is_empty());
+        let waiting = other.start_openers_once(1, &public);
+        assert!(wait_until(SOON, asks), "nobody waits");
+        heard.shutdown(std::net::Shutdown::Read).unwrap();
+        let parked = Parked { units: vec![Rest { index: 0, outstanding: Vec::new() }], guards: Vec::new() };
+        link.say(Part::Parked(parked), &[], Instant::now() + SOON).unwrap();
+        let serve = starting.join().unwrap();
+        assert_eq!(queued(&groups[1]), 1, "it has read");
+        assert_eq!(answered(waiting, &groups).total().allowed, 1);
+        serve
+    });
+    let counted = |result| Metrics::read(serve.admin).sum("janus_handover_total", &[("result", result)]);
+    assert_eq!((counted("taken"), counted("missed")), (0, 1));
+    // Marks of the new one's are in these groups too.
+    let denied = || answered(container.start_openers_once(1, &["/secret"]), &groups).total().denied == 1;
+    assert!(wait_until(SOON, denied), "not armed anew");
+}
+
+/// Lets one open happen, as far as these groups are asked.
+fn answered(load: Load<'_>, groups: &[OwnedFd]) -> Tally {
+    let answered = || {
+        groups.iter().for_each(allow_all);
+        load.opened() == 1
+    };
+    assert!(wait_until(SOON, answered), "nobody answers");
+    load.join()
+}
+
 /// Where a new janusd finds this process.
 pub(super) fn be_another(case: &Case) -> UnixListener {
     let state = case.scratch("state");
@@ -338,6 +434,16 @@ pub(super) fn read_until_ready(groups: &[OwnedFd; 2], link: &Link) -> (Ready, Ve
             Err(LinkError::Late) => {}
             other => panic!("{other:?}"),
         }
+    }
+}
+
+/// Allows what waits.
+pub(super) fn allow_all(group: &OwnedFd) {
+    let mut bytes = [0_u8; 24 * 64];
+    let read = rustix::io::read(group, &mut bytes).unwrap_or(0);
+    for record in bytes[..read].chunks_exact(24) {
+        let file = adopt(i32::from_ne_bytes(record[16..20].try_into().unwrap()));
+        allow(group.as_fd(), file.as_raw_fd());
     }
 }
 
