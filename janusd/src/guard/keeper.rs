@@ -68,8 +68,9 @@ pub(super) enum Errand {
     Thaw,
     /// Tell the numbers of the roots, and go on.
     Tell(Sender<Numbers>),
-    /// Another process goes on reading the groups that this guard was given: have groups and marks of our own.
-    Anew,
+    /// Another process goes on reading the groups that this guard was given: have groups and marks of our own. Answers
+    /// once those are laid.
+    Anew(Sender<()>),
     /// End. Marks stay for the worker to remove.
     Stop,
 }
@@ -128,6 +129,10 @@ pub(super) struct Keeper {
     pub(super) before: Option<Arc<GuardSpec>>,
     /// Nothing is changed: another process is to do this one's work.
     pub(super) frozen: bool,
+    /// The groups are another process's, and others are to be had; whoever waits for their marks.
+    pub(super) anew: Option<Sender<()>>,
+    /// Those are there, and bear no marks yet.
+    pub(super) unmarked: Option<Sender<()>>,
     /// It has panicked, and nothing has been put in force since.
     pub(super) panicked: bool,
 }
@@ -225,9 +230,9 @@ impl Keeper {
                         let _gone = reply.send(self.numbers.clone());
                     }
                     Ok(Some(Errand::Thaw)) => (self.frozen, self.stale) = (false, true),
-                    Ok(Some(Errand::Anew)) => {
-                        self.frozen = false;
-                        self.stale |= self.rebuild().is_err();
+                    Ok(Some(Errand::Anew(reply))) => {
+                        (self.frozen, self.stale, self.anew) = (false, true, Some(reply));
+                        not_before = Instant::now();
                     }
                     Ok(None) => break,
                     Ok(Some(Errand::Stop)) | Err(_) => return,
@@ -240,7 +245,8 @@ impl Keeper {
             if self.stale && not_before <= Instant::now() {
                 let started = Instant::now();
                 self.select();
-                self.stale = self.survey_again();
+                self.begin_anew();
+                self.stale = self.survey_again() || self.anew.is_some();
                 let rest = if self.stale { AGAIN } else { (started.elapsed() * (SHARE - 1)).min(LATEST) };
                 not_before = Instant::now() + rest;
             }
@@ -462,6 +468,10 @@ impl Keeper {
         }
         self.obey(|acknowledge| Command::Ignoring(true, acknowledge))?;
         self.bury_replaced();
+        if let Some(told) = self.unmarked.take() {
+            // Whoever waited has gone.
+            let _gone = told.send(());
+        }
         self.panicked = false;
         self.publish(watches_lacking);
         Ok(())
@@ -498,16 +508,39 @@ impl Keeper {
                 return Ok(());
             }
         };
-        let lost = std::mem::replace(&mut self.hand, hand);
-        lost.station.abandon();
-        *self.door.lock() = Front { worker: self.hand.worker.clone(), station: self.hand.station.clone() };
+        let lost = self.replace_hand(hand);
         self.metrics.worker_abandoned();
         self.missing.push(Arc::downgrade(&lost.station));
         self.replaced.push(lost);
+        self.arm(false)
+    }
+
+    /// Has a worker on groups of our own, if the groups are another process's. Those are let go as they are: what is marked
+    /// and who waits there is that one's business.
+    fn begin_anew(&mut self) {
+        let Some(reply) = self.anew.take() else { return };
+        match self.crew.hire(audits(&self.spec), self.orders.clone(), Place::After(self.hand.ward)) {
+            Ok(hand) => {
+                let given = self.replace_hand(hand);
+                self.crew.shared.supervisor.let_go(given.ward);
+                self.unmarked = Some(reply);
+            }
+            Err(error) => {
+                tracing::error!(guard = %self.spec.name(), %error, "no groups of its own yet: the guard is another janusd's");
+                self.anew = Some(reply);
+            }
+        }
+    }
+
+    /// Puts this one in the place of the worker, which ends if it can. Its groups bear no marks yet.
+    fn replace_hand(&mut self, hand: Hand) -> Hand {
+        let before = std::mem::replace(&mut self.hand, hand);
+        before.station.abandon();
+        *self.door.lock() = Front { worker: self.hand.worker.clone(), station: self.hand.station.clone() };
         for standing in &mut self.standings {
             standing.ledger = Ledger::default();
         }
-        self.arm(false)
+        before
     }
 
     /// Takes away the marks of workers that were replaced.

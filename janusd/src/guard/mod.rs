@@ -168,7 +168,7 @@ impl std::fmt::Debug for Errand {
             Errand::Freeze(_) => "Freeze",
             Errand::Thaw => "Thaw",
             Errand::Tell(_) => "Tell",
-            Errand::Anew => "Anew",
+            Errand::Anew(_) => "Anew",
             Errand::Stop => "Stop",
         })
     }
@@ -302,6 +302,8 @@ impl Guard {
             outside: Default::default(),
             stale: false,
             before: None,
+            anew: None,
+            unmarked: None,
             panicked: false,
         };
         let mut guard = Guard { errands, worker, fingerprints, metrics, keeper: None, stopped, stopping, report };

@@ -44,6 +44,7 @@ enum Message {
         started: Sender<std::io::Result<()>>,
     },
     Bury(Ward),
+    LetGo(Ward),
     GiveUp(Ward),
     Ended {
         ward: Ward,
@@ -58,6 +59,8 @@ pub(super) enum Place {
     First(Ended),
     /// A lost one's.
     InsteadOf(Ward),
+    /// That of one whose groups are another process's.
+    After(Ward),
 }
 
 enum How {
@@ -113,7 +116,13 @@ impl Supervisor {
         let _gone = self.messages.send(Message::Bury(ward));
     }
 
-    /// The same of a worker that nobody replaces: its guard ends.
+    /// Lets a replaced worker's groups go at once: another process has them too, and sees to who waits in them.
+    pub(super) fn let_go(&self, ward: Ward) {
+        // Likewise.
+        let _gone = self.messages.send(Message::LetGo(ward));
+    }
+
+    /// [`Supervisor::bury`] of a worker that nobody replaces: its guard ends.
     pub(super) fn give_up(&self, ward: Ward) {
         // Likewise.
         let _gone = self.messages.send(Message::GiveUp(ward));
@@ -196,10 +205,11 @@ impl Post {
                     // Whoever asked has gone: the worker runs, and will be told to stop or live on.
                     let _gone = started.send(result);
                 }
-                Ok(Message::Bury(ward)) => self.bury(ward),
+                Ok(Message::Bury(ward)) => self.bury(ward, Watch::drain),
+                Ok(Message::LetGo(ward)) => self.bury(ward, drop),
                 Ok(Message::GiveUp(ward)) => {
                     let ended = self.abandon(ward);
-                    self.bury(ward);
+                    self.bury(ward, Watch::drain);
                     if let Some(ended) = ended {
                         ended();
                     }
@@ -217,25 +227,32 @@ impl Post {
         let ended = match place {
             Place::First(ended) => Some(ended),
             Place::InsteadOf(lost) => self.abandon(lost),
+            Place::After(other) => self.dismiss(other),
         };
         if let Some(guarded) = self.wards.get_mut(&ward) {
             guarded.ended = ended;
         }
     }
 
-    /// From now on nobody waits for this worker. Gives what is to be called when its guard ends.
+    /// [`Post::dismiss`] of one that is stuck.
     fn abandon(&mut self, ward: Ward) -> Option<Ended> {
-        let guarded = self.wards.get_mut(&ward)?;
+        let guarded = self.wards.get(&ward)?;
         tracing::error!(guard = guarded.name, "a worker is stuck, and is left behind");
+        self.dismiss(ward)
+    }
+
+    /// From now on nobody waits for this worker. Gives what is to be called when its guard ends.
+    fn dismiss(&mut self, ward: Ward) -> Option<Ended> {
+        let guarded = self.wards.get_mut(&ward)?;
         guarded.abandoned = true;
         guarded.ended.take()
     }
 
-    fn bury(&mut self, ward: Ward) {
+    fn bury(&mut self, ward: Ward, leave: impl FnOnce(Watch)) {
         let Some(guarded) = self.wards.get_mut(&ward) else { return };
         guarded.groups = None;
         if let Some(watch) = guarded.watch.take() {
-            watch.drain();
+            leave(watch);
         }
         if guarded.thread.is_none() {
             self.wards.remove(&ward);

@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, TryRecvError, bounded};
 use parking_lot::Mutex;
 
 use super::board::{Condition, Station};
@@ -108,6 +108,17 @@ pub struct Begun(Receiver<Numbers>);
 /// See [`Transfer::park`].
 #[derive(Debug)]
 pub struct Parking(Receiver<Parked>);
+
+/// See [`Transfer::begin_anew`].
+#[derive(Debug)]
+pub struct Renewed(Receiver<()>);
+
+impl Renewed {
+    /// Whether the guard has marks in groups of its own, or has ended.
+    pub fn is_in_force(&self) -> bool {
+        self.0.try_recv() != Err(TryRecvError::Empty)
+    }
+}
 
 /// The way to a guard for whoever brings it to another process, or takes it up from one.
 #[derive(Debug, Clone)]
@@ -221,7 +232,9 @@ impl Transfer {
     }
 
     /// New process: the old one goes on reading those groups; the guard gets others, with marks of their own.
-    pub fn begin_anew(&self) {
-        let _gone = self.errands.send(Errand::Anew);
+    pub fn begin_anew(&self) -> Renewed {
+        let (reply, marked) = bounded(1);
+        let _gone = self.errands.send(Errand::Anew(reply));
+        Renewed(marked)
     }
 }

@@ -338,7 +338,7 @@ impl Taking<'_> {
         for (index, unit) in self.units.iter().filter(|(index, unit)| unit.whole && !taken.contains(*index)) {
             tracing::warn!(index, unit = ?unit.id, "armed anew: its groups are still read by the other janusd");
             if let Some((transfer, _)) = transfers.get(&unit.id) {
-                transfer.begin_anew();
+                let _nobody_waits = transfer.begin_anew();
             }
         }
         for counts in guards {
@@ -368,7 +368,7 @@ impl Taking<'_> {
                 transfer.settle(unknown(self.highest), Instant::now() + SETTLING * 4);
                 transfer.take_up();
             } else {
-                transfer.begin_anew();
+                let _nobody_waits = transfer.begin_anew();
             }
         }
         self.home.metrics.inherited(0, self.units.len());

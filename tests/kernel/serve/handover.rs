@@ -256,7 +256,7 @@ fn whoever_says_too_late_that_it_reads_cannot(case: &Case) {
 }
 
 /// This process is the old janusd, which reads on by itself by the time that the new one would say that it does. That one
-/// reads nothing, and guards with groups of its own.
+/// reads nothing, leaves the marks as they are, and guards with groups of its own.
 fn whoever_cannot_say_that_it_reads_does_not(case: &Case) {
     let pod = PodCgroup::new(case);
     let container = case.container();
@@ -294,6 +294,11 @@ fn whoever_cannot_say_that_it_reads_does_not(case: &Case) {
     // Marks of the new one's are in these groups too.
     let denied = || answered(container.start_openers_once(1, &["/secret"]), &groups).total().denied == 1;
     assert!(wait_until(SOON, denied), "not armed anew");
+    let pid = serve.process.id().to_string();
+    assert!(wait_until(SOON, || crate::stuck::groups(&pid).len() == 2), "it holds groups that are not its own");
+    let waiting = other.start_openers_once(1, &public);
+    assert!(wait_until(SOON, asks), "the marks have gone");
+    assert_eq!(answered(waiting, &groups).total().allowed, 1);
 }
 
 /// Lets one open happen, as far as these groups are asked.
