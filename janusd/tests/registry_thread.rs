@@ -345,6 +345,25 @@ fn draining_lifts_all_and_takes_no_more() {
     run(async { assert_eq!(registry.create(create("ns", "d", 1, 1, "/a")).await.unwrap_err(), Denied::Ended) });
 }
 
+#[test]
+fn more_names_than_a_call_may_bear_are_handed_over_as_far_as_they_fit() {
+    let (_, registry, thread) = begin(ROOMY);
+    run(async {
+        for turn in ["a", "b"] {
+            let ids: Vec<String> = (0..200).map(|number| format!("{turn}{number}")).collect();
+            let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+            let create = Create { containers: containers(&ids), ..create("ns", "p", 1, 1, "/a") };
+            registry.create(create).await.unwrap();
+        }
+    });
+    let (bequests, _) = registry.bequeath().unwrap();
+    assert_eq!(bequests[0].containers.len(), 400);
+    let request = bequests[0].create.request(1, &bequests[0].containers);
+    let again = Create::try_from(request).unwrap();
+    assert_eq!(again.containers.last().unwrap().id(), "b199", "the latest");
+    thread.end();
+}
+
 /// Whether this is answered soon, and not before that.
 async fn waits<T>(answer: &mut (impl Future<Output = T> + Unpin)) -> bool {
     tokio::time::timeout(Duration::from_millis(50), answer).await.is_err()

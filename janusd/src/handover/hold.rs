@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::link::{Link, LinkError};
-use super::message::{Answers, Counted, Deposit, DepositKnown, End, Hold, Part, Refuse};
+use super::message::{Answers, Counted, Deposit, DepositKnown, End, Hold, Part, Refuse, Taken};
 use super::place::HoldPlace;
 use crate::fanotify::answer::{Answer, Outcome, answer_all};
 use crate::fanotify::group::ReadBuffer;
@@ -260,8 +260,8 @@ impl Holder {
                 Ok(())
             }
             Part::Ask(ask) if ask.agreed().is_some() => self.give(id),
-            Part::Taken(_) => {
-                self.taken(id);
+            Part::Taken(taken) => {
+                self.taken(id, &taken);
                 Ok(())
             }
             Part::Ask(_) => {
@@ -328,11 +328,16 @@ impl Holder {
         link.say(Part::End(End { epoch: 0, highest: -1 }), &[], until)
     }
 
-    /// A janusd says that it has what was given to it: what was answered here counts there.
-    fn taken(&mut self, id: u64) {
+    /// A janusd says that it has what was given to it: what was answered here counts there. What it does not take is held
+    /// as before.
+    fn taken(&mut self, id: u64, taken: &Taken) {
         let mut guards = 0;
-        for unit in self.units.values_mut().filter(|unit| unit.owner == id) {
-            if unit.before.take().is_some() {
+        for (name, unit) in self.units.iter_mut().filter(|(_, unit)| unit.owner == id) {
+            let Some(before) = unit.before.take() else { continue };
+            if taken.without.contains(name) {
+                tracing::warn!(guard = name, "not taken: it is held until its deadline");
+                (unit.owner, unit.orphaned, unit.settled) = (before.owner, before.orphaned, before.settled);
+            } else {
                 unit.answered = Default::default();
                 guards += 1;
             }

@@ -328,7 +328,11 @@ pub struct Withdraw {
 
 /// Reads.
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Taken {}
+pub struct Taken {
+    /// To the holder: but not these, by their names.
+    #[prost(string, repeated, tag = "1")]
+    pub without: Vec<String>,
+}
 
 impl Ask {
     /// What this version asks.

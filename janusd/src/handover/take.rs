@@ -209,22 +209,26 @@ impl Taking<'_> {
 
     /// How many. Nobody reads those groups, so they are read as soon as there is somebody to read them.
     fn take_held(&mut self) -> Result<usize, LinkError> {
-        let garbled = |error: prost::DecodeError| LinkError::Garbled(error.to_string());
         self.link.say(Part::Ask(Ask::ours()), &[], Instant::now() + UNHURRIED)?;
         let mut all: BTreeMap<String, (Opened, Deposit)> = BTreeMap::new();
+        // What cannot be used: the holder goes on holding it.
+        let mut without = BTreeSet::new();
         loop {
             let (part, descriptors) = self.link.hear(Instant::now() + UNHURRIED)?;
             match part {
                 Part::Deposit(deposit) => {
-                    let unit = Unit::decode(&*deposit.unit).map_err(garbled)?;
-                    if let Some(opened) = self.open(unit, descriptors) {
-                        all.insert(deposit.name.clone(), (opened, deposit));
+                    let name = deposit.name.clone();
+                    let opened = Unit::decode(&*deposit.unit).ok().and_then(|unit| self.open(unit, descriptors));
+                    if opened.as_ref().is_none_or(|opened| opened.estate.is_none()) {
+                        without.insert(name.clone());
                     }
+                    all.extend(opened.map(|opened| (name, (opened, deposit))));
                 }
                 Part::DepositKnown(DepositKnown { name, known }) => {
-                    let known = Known::decode(&*known).map_err(garbled)?;
                     if let Some((opened, _)) = all.get_mut(&name)
                         && let Some(estate) = &mut opened.estate
+                        // What is not understood is learned anew.
+                        && let Ok(known) = Known::decode(&*known)
                     {
                         estate.known.extend(known.files.into_iter().map(|file| file.learned(opened.alike)));
                     }
@@ -233,7 +237,7 @@ impl Taking<'_> {
                 _ => return Err(LinkError::Unexpected),
             }
         }
-        if all.is_empty() {
+        if all.is_empty() && without.is_empty() {
             return Ok(0);
         }
         let mut deposits = Vec::new();
@@ -245,8 +249,12 @@ impl Taking<'_> {
             self.units.insert(index, Coming { id, whole, alike, answer, ready: false });
         }
         let transfers = self.transfers();
-        for (id, deposit) in &deposits {
-            let Some((transfer, tally)) = transfers.get(id) else { continue };
+        let mut untaken = Vec::new();
+        for (id, deposit) in deposits.iter().filter(|(_, deposit)| !without.contains(&deposit.name)) {
+            let Some((transfer, tally)) = transfers.get(id) else {
+                untaken.push(deposit.name.clone());
+                continue;
+            };
             transfer.settle(unknown(deposit.highest), Instant::now() + SETTLING * 4);
             transfer.read_on();
             if let Some(answered) = deposit.answered.clone() {
@@ -255,7 +263,11 @@ impl Taking<'_> {
                 transfer.metrics().add(&counts);
             }
         }
-        self.link.say(Part::Taken(Taken::default()), &[], Instant::now() + UNHURRIED)?;
+        let without: Vec<String> = without.into_iter().chain(untaken).collect();
+        for name in &without {
+            tracing::error!(guard = name, "not taken from the holder, which holds it until its deadline");
+        }
+        self.link.say(Part::Taken(Taken { without }), &[], Instant::now() + UNHURRIED)?;
         self.arm();
         let ready = self.units.values().filter(|unit| unit.ready && unit.whole).count();
         self.home.metrics.inherited(ready, self.units.len() - ready);

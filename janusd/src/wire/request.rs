@@ -77,10 +77,12 @@ impl Create {
 }
 
 impl Create {
-    /// The call that brings the same about, by a caller of `epoch` that knows these containers.
+    /// The call that brings the same about, by a caller of `epoch` that knows these containers: the last ones of them, as
+    /// many as a call may name.
     pub fn request(&self, epoch: u64, containers: &[ContainerName]) -> v1::CreateGuardRequest {
         let Create { caller, unit, generation, pod, spec, sent, containers: _ } = self;
         let name = spec.name();
+        let containers = &containers[containers.len().saturating_sub(MAX_CONTAINER_IDS)..];
         v1::CreateGuardRequest {
             caller: Some(v1::Caller { epoch, node: caller.node().to_owned() }),
             guard: Some(v1::GuardRef {

@@ -33,6 +33,8 @@ kernel_tests! {
     what_is_not_known_is_no_end.without_control(),
     a_holder_that_hangs_up_is_noticed.without_control(),
     whoever_was_given_a_guard_reads_alone.lasting(60).without_control(),
+    what_is_not_taken_is_held.without_control(),
+    a_deposit_that_nobody_understands_is_held.without_control(),
 }
 
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -317,4 +319,43 @@ fn whoever_was_given_a_guard_reads_alone(case: &Case) {
     taker.say(Part::Taken(Taken::default()), &[]);
     taker.die();
     assert_eq!(waiting.join().total().denied, 1, "{}", Hold::log(case));
+}
+
+/// Of two guards one is not taken: its openers get failurePolicy at the deadline, those of the other nothing from here.
+fn what_is_not_taken_is_held(case: &Case) {
+    let hold = Hold::start(case);
+    let guards = ["a", "b"].map(|name| (name, asking(case, name)));
+    let first = Somebody::connect(case);
+    for (name, (groups, _)) in &guards {
+        first.say(deposit(name, 100), groups);
+    }
+    assert!(wait_until(SOON, || hold.groups() == 4), "nothing was deposited");
+    first.die();
+    let taker = Somebody::connect(case);
+    assert_eq!(taker.ask().len(), 2);
+    taker.say(Part::Taken(Taken { without: vec!["a".into()] }), &[]);
+    let (one, other) = (case.host(), case.host());
+    let [(_, (_, a)), (_, (taken, b))] = &guards;
+    let (a, b) = (one.start_openers_once(1, &[a]), other.start_openers_once(1, &[b]));
+    assert!(wait_until(SOON, || queued(&taken[1]) == 1), "nobody waits");
+    assert_eq!(a.join().total().denied, 1, "{}", Hold::log(case));
+    assert_eq!(queued(&taken[1]), 1, "the holder has read");
+    taker.die();
+    assert_eq!(b.join().total().denied, 1, "{}", Hold::log(case));
+}
+
+/// By a janusd, which takes what else there is.
+fn a_deposit_that_nobody_understands_is_held(case: &Case) {
+    let hold = Hold::start(case);
+    let (groups, file) = asking(case, "file");
+    let first = Somebody::connect(case);
+    first.say(deposit("guard/pod", 100), &groups);
+    assert!(wait_until(SOON, || hold.groups() == 2), "nothing was deposited");
+    first.die();
+    let serve = Serve::start_with(case, &Authority::new(), among(0));
+    let other = case.host();
+    let waiting = other.start_openers_once(1, &[file]);
+    assert_eq!(waiting.join().total().denied, 1, "{}", Hold::log(case));
+    let missed = Metrics::read(serve.admin).sum("janus_handover_total", &[("result", "missed")]);
+    assert_eq!(missed, 0, "it is not held any more itself");
 }
