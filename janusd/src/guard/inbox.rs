@@ -77,7 +77,7 @@ pub(super) struct Inbox {
     pub(super) board: Board,
     /// Read, and not yet on the board.
     arrived: Vec<PermissionEvent>,
-    /// What was learned since it was last told to another process, if it was.
+    /// What was learned since [`Inbox::begin_journal`], if it is to be told to another process.
     journal: Option<Vec<Learned>>,
     closing: Vec<OwnedFd>,
 }
@@ -228,14 +228,17 @@ impl Inbox {
         lesson
     }
 
-    /// What is known, at most so much of it, for another process. What is learned from now on is told by
-    /// [`Inbox::take_journal`].
-    pub(super) fn tell(&mut self, most: usize) -> Vec<Learned> {
-        self.journal = Some(Vec::new());
+    /// What is known, at most so much of it, for another process.
+    pub(super) fn tell(&self, most: usize) -> Vec<Learned> {
         self.known.iter().take(most).collect()
     }
 
-    /// What was learned since [`Inbox::tell`].
+    /// What is learned from now on is told by [`Inbox::take_journal`]. It grows until then.
+    pub(super) fn begin_journal(&mut self) {
+        self.journal = Some(Vec::new());
+    }
+
+    /// What was learned since [`Inbox::begin_journal`].
     pub(super) fn take_journal(&mut self) -> Vec<Learned> {
         self.journal.take().unwrap_or_default()
     }

@@ -159,9 +159,14 @@ impl Transfer {
     /// Old process: what its successor needs, or `None` if that cannot be had in time, or the worker is not well: then the
     /// guard is not handed over.
     pub fn share(&self, begun: &Begun, until: Instant) -> Option<Estate> {
+        self.estate(begun, true, until)
+    }
+
+    /// `journal`: what is learned from then on is told by [`Transfer::parked`].
+    fn estate(&self, begun: &Begun, journal: bool, until: Instant) -> Option<Estate> {
         let numbers = begun.0.recv_deadline(until).ok()?;
         let (reply, share) = bounded(1);
-        self.tell(Command::Share(reply));
+        self.tell(Command::Share { reply, journal });
         let share = share.recv_deadline(until).ok()?;
         let well = self.front.lock().station.condition() == Condition::Well;
         let (groups, known, fingerprints) = (share.groups, share.known, self.fingerprints.clone());
@@ -172,7 +177,7 @@ impl Transfer {
     pub fn deposit(&self, until: Instant) -> Option<Estate> {
         let (reply, numbers) = bounded(1);
         let _gone = self.errands.send(Errand::Tell(reply));
-        self.share(&Begun(numbers), until)
+        self.estate(&Begun(numbers), false, until)
     }
 
     /// Tells one worker of the guard, and so its groups, from another.

@@ -72,8 +72,14 @@ pub(super) enum Command {
         /// What it is.
         found: Result<Found, Failure>,
     },
-    /// Tell what another process needs to answer in this one's place. Reading goes on.
-    Share(Sender<Share>),
+    /// Tell what another process needs to answer in this one's place. Reading goes on. `journal`: it will be told what is
+    /// learned from then on, when this one parks.
+    Share {
+        /// The way back.
+        reply: Sender<Share>,
+        /// See above.
+        journal: bool,
+    },
     /// Read no more, answer all that was read; answers once that is done.
     Park(Sender<Parked>),
     /// Answer what another process has read from our groups and not answered; answers once that is done.
@@ -326,9 +332,12 @@ impl Worker {
                         self.release(|held| held.awaited == Awaited::Mount(mount), brought);
                     }
                     Command::Process { ticket, exceptions, found } => self.identified(ticket, &exceptions, found),
-                    Command::Share(reply) => {
+                    Command::Share { reply, journal } => {
                         // None: its groups are shared without a descriptor more.
                         if let Ok(groups) = self.inbox.groups.try_clone() {
+                            if journal {
+                                self.inbox.begin_journal();
+                            }
                             let _gone = reply.send(Share { groups, known: self.inbox.tell(MOST_TOLD) });
                         }
                     }
@@ -342,6 +351,8 @@ impl Worker {
                     }
                     Command::Unpark => {
                         self.parking = None;
+                        // Nobody will be told.
+                        let _untold = self.inbox.take_journal();
                         self.inbox.board.station.set_parked(false);
                     }
                     Command::Stop => return self.stop(),

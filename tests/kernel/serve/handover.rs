@@ -10,10 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use janusd::guard::Numbers;
 use janusd::guard::known::Fingerprints;
+use janusd::guard::transfer::Resting;
+use janusd::guard::{Numbers, Roots};
 use janusd::handover::link::{Link, LinkError};
 use janusd::handover::message::{Ask, Awaiting, End, Estate, Parked, Part, Ready, Rest, Taken, Unit};
+use janusd::root::Root;
 use tonic::Code;
 
 use super::certificates::Authority;
@@ -22,10 +24,11 @@ use super::{SOON, Serve, Setting, wait};
 use crate::case::{Case, Janus};
 use crate::container::{Container, Load};
 use crate::found::PodCgroup;
-use crate::kernel_tests;
+use crate::in_process::InProcess;
 use crate::metrics::Metrics;
 use crate::protocol::{Tally, rename};
 use crate::watchdog::wait_until;
+use crate::{kernel_tests, manifest};
 
 kernel_tests! {
     guards_change_hands_again_and_again.lasting(600),
@@ -33,6 +36,7 @@ kernel_tests! {
     an_answer_to_an_event_of_the_old_one_hits_none_of_the_new_one.lasting(120),
     whoever_says_too_late_that_it_reads_cannot.without_control(),
     whoever_cannot_say_that_it_reads_does_not.without_control(),
+    what_is_learned_is_told_once.without_control(),
 }
 
 /// Who reads a denied file all the time.
@@ -309,6 +313,39 @@ fn answered(load: Load<'_>, groups: &[OwnedFd]) -> Tally {
     };
     assert!(wait_until(SOON, answered), "nobody answers");
     load.join()
+}
+
+/// A deposit has nothing told; a hand-over has what is learned from then on told once, and nothing once it is off.
+fn what_is_learned_is_told_once(case: &Case) {
+    let place = case.directory();
+    let root = || Roots::One(Root::of_directory(&place.at("/")).unwrap());
+    let manifest = manifest::guard_with("g", &[], &["{deny: [/secret], events: [open], log: None}"]);
+    let janusd = InProcess::start(case, root, &manifest, |_| {}).unwrap();
+    let transfer = janusd.guard().transfer();
+    let until = || Instant::now() + SOON;
+    let learn = || {
+        place.prepare([crate::protocol::write(place.at("/late"), "x"), rename(place.at("/late"), place.at("/secret"))]);
+        case.denied(place.open(place.at("/secret")));
+    };
+    let told = || match transfer.parked(&transfer.park(), until()) {
+        Resting::Settled(learned) => learned.len(),
+        other => panic!("{other:?}"),
+    };
+    assert!(transfer.deposit(until()).is_some());
+    learn();
+    assert_eq!(told(), 0, "of a deposit");
+    transfer.take_up();
+    let begun = transfer.begin();
+    assert!(transfer.share(&begun, until()).is_some());
+    learn();
+    assert_eq!(told(), 1);
+    transfer.take_up();
+    let begun = transfer.begin();
+    assert!(transfer.share(&begun, until()).is_some());
+    transfer.take_up();
+    learn();
+    assert_eq!(told(), 0, "of one that came to nothing");
+    transfer.take_up();
 }
 
 /// Where a new janusd finds this process.
