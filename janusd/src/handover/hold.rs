@@ -11,6 +11,9 @@
 //!
 //! What the dead janusd had read and not answered is known to nobody. It is answered by every number that it can have had:
 //! by this one at the deadline, before its first read, or by whoever takes the guard, before its own.
+//!
+//! Caveat: a read can hang inside of an open (a FUSE server that does not answer), and with it the one thread: what else is
+//! due waits for that server, and so does a janusd that comes. Such a file system under a guard takes a janusd that lives.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -34,6 +37,8 @@ const FRAME: Duration = Duration::from_secs(1);
 const DYING: Duration = Duration::from_secs(1);
 /// For a janusd that takes guards to hear of all of them.
 const GIVING: Duration = Duration::from_secs(5);
+/// Batches that are answered of one group before the others have their turn.
+const READS: usize = 4;
 /// Parcels of what is known, for each guard: beyond that it is learned anew.
 const MOST_PARCELS: usize = 128;
 
@@ -80,12 +85,13 @@ impl Unit {
         self.settled = true;
     }
 
-    /// Answers all that is queued.
+    /// Answers what is queued, up to [`READS`] batches of each group: one guard's flood must not keep the others waiting, nor
+    /// a janusd that comes for them. What is left makes the next wait end at once.
     fn answer(&mut self, buffer: &mut ReadBuffer) {
         let response = self.response();
         for group in &self.groups {
             let mut events: Vec<PermissionEvent> = Vec::new();
-            loop {
+            for _ in 0..READS {
                 // Events that were read before an error are answered. None is left behind by one: the kernel has denied
                 // the event at the head.
                 let read = group.read(buffer, &mut events);
@@ -343,5 +349,54 @@ impl Holder {
             }
         }
         tracing::info!(guards, peer = self.links.get(&id).map(|link| link.peer), "another janusd has the guards");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fanotify::record::METADATA;
+    use crate::fanotify::{Features, MarkTarget};
+    use crate::policy::Events;
+    use rustix::io::ioctl_fionread;
+
+    /// As many as wait at once, read one at a time: no more than [`READS`] are answered in one turn, and all in the end.
+    #[test]
+    fn a_flood_is_answered_by_turns() {
+        const OPENERS: usize = 3 * READS;
+        let features = Features::default();
+        // Only root may.
+        let (Ok(wide), Ok(near)) = (Group::new(&features, false), Group::new(&features, false)) else { return };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let open = || std::fs::File::open(file.path());
+        near.mark(MarkTarget::Inode, Events::NONE.with(Event::Open), open().unwrap().as_fd()).unwrap();
+        let mut unit = Unit {
+            owner: 0,
+            deposit: Deposit { deny: true, highest: -1, ..Deposit::default() },
+            known: Vec::new(),
+            groups: [wide, near],
+            orphaned: None,
+            settled: true,
+            before: None,
+            answered: Default::default(),
+        };
+        let mut turns = Vec::new();
+        let denied = std::thread::scope(|scope| {
+            let openers: Vec<_> = (0..OPENERS).map(|_| scope.spawn(|| open().is_err())).collect();
+            let deadline = Instant::now() + Duration::from_secs(10);
+            let queued = |group: &Group| ioctl_fionread(group).unwrap() as usize / METADATA;
+            while queued(&unit.groups[1]) < OPENERS && Instant::now() < deadline {
+                std::thread::park_timeout(Duration::from_millis(1));
+            }
+            let mut buffer = ReadBuffer::for_one();
+            while queued(&unit.groups[1]) > 0 {
+                let before: u64 = unit.answered.iter().sum();
+                unit.answer(&mut buffer);
+                turns.push(unit.answered.iter().sum::<u64>() - before);
+            }
+            openers.into_iter().filter_map(|opener| opener.join().ok()).filter(|denied| *denied).count()
+        });
+        assert_eq!(denied, OPENERS);
+        assert_eq!(turns, [READS as u64; 3]);
     }
 }
