@@ -3,7 +3,7 @@
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use fanotify::low_level as fan;
 use rustix::io::Errno;
@@ -88,6 +88,14 @@ pub enum GroupError {
     /// Anything else.
     #[error("fanotify_init: {0}")]
     Other(#[source] std::io::Error),
+}
+
+/// See [`highest_number`].
+static HIGHEST: AtomicI32 = AtomicI32::new(-1);
+
+/// The highest number that an event of any group has had in this process; negative: there was none.
+pub fn highest_number() -> i32 {
+    HIGHEST.load(Ordering::Relaxed)
 }
 
 /// Reading the queue failed.
@@ -217,6 +225,9 @@ impl Group {
         buffer.filled = read;
         for record in buffer.shared.parts(read) {
             let record = record?;
+            if record.fd > highest_number() {
+                HIGHEST.fetch_max(record.fd, Ordering::Relaxed);
+            }
             match (record.question(), sys::adopt_event_fd(record.fd)) {
                 (Some(event), Some(file)) => events.push(PermissionEvent { file, pid: record.pid, event }),
                 (Some(_), None) => report.denied_by_kernel += 1,

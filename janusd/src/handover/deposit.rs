@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use prost::Message;
 
 use super::link::{Link, LinkError};
-use super::message::{Deposit, DepositKnown, Estate, Known, Part, Unit, Withdraw};
+use super::message::{Deposit, DepositKnown, Estate, Highest, Known, Part, Unit, Withdraw};
+use crate::fanotify::group;
 use crate::guard::transfer::Transfer;
 use crate::limits::DESCRIPTORS_LEFT;
 use crate::policy::{Enforcement, FailurePolicy};
@@ -20,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const SHARING: Duration = Duration::from_millis(500);
 /// A guard that could not be shared is tried again after this.
 const AGAIN: Duration = Duration::from_millis(900);
+/// So near may events come to the highest number that the holder knows of: what are read until it knows of higher ones.
+const MARGIN: i32 = (DESCRIPTORS_LEFT / 2) as i32;
 /// Files in one frame: a name is 4,096 bytes at most, so they fit.
 const FILES: usize = 1024;
 
@@ -30,6 +33,8 @@ pub(super) struct Depot {
     /// Of each unit: the generation, and the worker whose groups they are.
     deposited: BTreeMap<UnitId, (i64, usize)>,
     lacks_some: bool,
+    /// The highest number of an event that the holder knows of.
+    highest: i32,
 }
 
 impl Depot {
@@ -37,12 +42,12 @@ impl Depot {
     pub(super) fn new(link: Link, held: impl IntoIterator<Item = UnitId>) -> Depot {
         // Of no generation: each is deposited anew.
         let deposited = held.into_iter().map(|id| (id, (0, 0))).collect();
-        Depot { link, deposited, lacks_some: false }
+        Depot { link, deposited, lacks_some: false, highest: -1 }
     }
 
-    /// When to keep up again although nothing has changed.
+    /// When to keep up again although nothing has changed: numbers may have risen.
     pub(super) fn pause(&self) -> Option<Duration> {
-        self.lacks_some.then_some(AGAIN)
+        (self.lacks_some || !self.deposited.is_empty()).then_some(AGAIN)
     }
 
     /// Hears what has come. The holder says nothing unasked, so it is the connection's end, or something newer.
@@ -78,21 +83,32 @@ impl Depot {
                 self.lacks_some = true;
             }
         }
-        Ok(())
+        self.raise()
     }
 
-    fn deposit(&self, unit: &Bequest, transfer: &Transfer) -> Result<bool, LinkError> {
+    /// Tells the holder of higher numbers before events have them.
+    fn raise(&mut self) -> Result<(), LinkError> {
+        let near = group::highest_number().saturating_add(MARGIN);
+        if self.deposited.is_empty() || near <= self.highest {
+            return Ok(());
+        }
+        self.highest = highest_number();
+        self.say(Part::Highest(Highest { highest: self.highest }), &[])
+    }
+
+    fn deposit(&mut self, unit: &Bequest, transfer: &Transfer) -> Result<bool, LinkError> {
         let Some(estate) = transfer.deposit(Instant::now() + SHARING) else { return Ok(false) };
         let told = Estate::new(estate.audits(), &estate.numbers, &estate.fingerprints);
         let sent =
             Unit { index: 0, request: Some(unit.create.request(unit.epoch, &unit.containers)), estate: Some(told) };
         let spec = &unit.create.spec;
         let denies = spec.failure_policy() == FailurePolicy::Deny && spec.enforcement() == Enforcement::Enforce;
+        self.highest = self.highest.max(highest_number());
         let deposit = Deposit {
             name: name(&unit.unit),
             unit: sent.encode_to_vec(),
             deny: denies,
-            highest: highest_number(),
+            highest: self.highest,
             answered: None,
         };
         self.say(Part::Deposit(deposit), &estate.descriptors())?;
@@ -122,10 +138,39 @@ fn name(id: &UnitId) -> String {
     format!("{}/{}", id.guard, id.pod)
 }
 
-/// No event of this process has a higher number, nor will have.
+/// No event of this process has a higher number, nor will have: for a while.
 pub(super) fn highest_number() -> i32 {
     let numbers = std::fs::read_dir("/proc/self/fd").into_iter().flatten();
     let numbers = numbers.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
-    // Numbers are given from the lowest that is free, and no more than so many events wait at once in all likelihood.
-    numbers.max().unwrap_or(0).saturating_add(i32::try_from(DESCRIPTORS_LEFT).unwrap_or(i32::MAX))
+    // Numbers are given from the lowest that is free.
+    numbers.max().unwrap_or(0).max(group::highest_number()).saturating_add(2 * MARGIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Uid;
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+
+    #[test]
+    fn the_holder_knows_of_higher_numbers_before_there_are_any() {
+        let (one, other) = UnixStream::pair().unwrap();
+        let link = |stream| Link::new(stream, Arc::default());
+        // Only root may.
+        let (Ok(one), Ok(other)) = (link(one), link(other)) else { return };
+        let uid = |text: &str| Uid::parse(text.to_owned()).unwrap();
+        let mut depot = Depot::new(one, [UnitId { guard: uid("g"), pod: uid("p") }]);
+        let now = group::highest_number();
+        for (knows, told) in [(now + MARGIN - 1, true), (now + 2 * MARGIN, false), (-1, true)] {
+            depot.highest = knows;
+            depot.raise().unwrap();
+            match other.hear(Instant::now()) {
+                Ok((Part::Highest(Highest { highest }), _)) => {
+                    assert!(told && highest >= now + 2 * MARGIN, "{highest}")
+                }
+                other => assert!(!told && matches!(other, Err(LinkError::Late)), "{knows}: {other:?}"),
+            }
+        }
+    }
 }

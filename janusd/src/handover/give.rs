@@ -202,7 +202,7 @@ impl Giver {
 
     fn give(&self, link: &Link, ask: &Ask) -> Result<(), LinkError> {
         if ask.agreed().is_none() {
-            let Ask { oldest, newest } = ask;
+            let Ask { oldest, newest, .. } = ask;
             let reason = format!("this one does not speak versions {oldest} to {newest}");
             link.say(Part::Refuse(Refuse { reason: reason.clone() }), &[], Instant::now() + GREETING)?;
             return Err(LinkError::Refused(reason));

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::link::{Link, LinkError};
-use super::message::{Answers, Counted, Deposit, DepositKnown, End, Hold, Part, Refuse, Taken};
+use super::message::{Answers, Counted, Deposit, DepositKnown, End, Highest, Hold, Part, Refuse, Taken};
 use super::place::HoldPlace;
 use crate::fanotify::answer::{Answer, Outcome, answer_all};
 use crate::fanotify::group::ReadBuffer;
@@ -265,7 +265,11 @@ impl Holder {
                 self.units.retain(|name, unit| *name != withdraw.name || unit.owner != id);
                 Ok(())
             }
-            Part::Ask(ask) if ask.agreed().is_some() => self.give(id),
+            Part::Ask(ask) if ask.agreed().is_some() => self.give(id, ask.highest),
+            Part::Highest(Highest { highest }) => {
+                self.raise(id, highest);
+                Ok(())
+            }
             Part::Taken(taken) => {
                 self.taken(id, &taken);
                 Ok(())
@@ -302,10 +306,18 @@ impl Holder {
             answered: Default::default(),
             deposit,
         };
+        self.raise(id, unit.deposit.highest);
         // Before the older one of the same guard goes: they may be the same groups.
         let name = unit.deposit.name.clone();
         let _older = self.units.insert(name, unit);
         Ok(())
+    }
+
+    /// Numbers are given to a process, not to a guard.
+    fn raise(&mut self, id: u64, highest: i32) {
+        for unit in self.units.values_mut().filter(|unit| unit.owner == id) {
+            unit.deposit.highest = unit.deposit.highest.max(highest);
+        }
     }
 
     fn say(&self, id: u64, part: Part) -> Result<(), LinkError> {
@@ -314,7 +326,7 @@ impl Holder {
 
     /// Gives what no janusd has to one that has come. It may read what it has been told of, so each is its own from that
     /// moment on, whenever it says so: nobody else reads before it is dead.
-    fn give(&mut self, id: u64) -> Result<(), LinkError> {
+    fn give(&mut self, id: u64, highest: i32) -> Result<(), LinkError> {
         self.let_go_of_the_living(|_| true, DYING);
         let Some(link) = self.links.get(&id) else { return Ok(()) };
         let until = Instant::now() + GIVING;
@@ -326,6 +338,7 @@ impl Holder {
             deposit.answered = Some(unit.counted());
             unit.before = Some(Before { owner: unit.owner, orphaned: unit.orphaned, settled: unit.settled });
             (unit.owner, unit.orphaned, unit.settled) = (id, None, false);
+            unit.deposit.highest = unit.deposit.highest.max(highest);
             link.say(Part::Deposit(deposit), &unit.groups.each_ref().map(AsFd::as_fd), until)?;
             for known in &unit.known {
                 link.say(Part::DepositKnown(known.clone()), &[], until)?;

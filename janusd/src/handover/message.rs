@@ -21,7 +21,7 @@ pub const OLDEST: u32 = 1;
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Frame {
     /// What it says; `None`: something that this version does not know.
-    #[prost(oneof = "Part", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
+    #[prost(oneof = "Part", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
     pub part: Option<Part>,
 }
 
@@ -65,6 +65,9 @@ pub enum Part {
     /// To the holder: it is not to be held any more.
     #[prost(message, tag = "12")]
     Withdraw(Withdraw),
+    /// To the holder: numbers have risen.
+    #[prost(message, tag = "13")]
+    Highest(Highest),
 }
 
 /// Hand over.
@@ -76,6 +79,9 @@ pub struct Ask {
     /// The newest.
     #[prost(uint32, tag = "2")]
     pub newest: u32,
+    /// To the holder: no event that the new one will read of what it is given has a higher number.
+    #[prost(int32, tag = "3")]
+    pub highest: i32,
 }
 
 /// No.
@@ -299,7 +305,8 @@ pub struct Deposit {
     /// What is answered if nobody comes: deny, or else allow.
     #[prost(bool, tag = "3")]
     pub deny: bool,
-    /// No event that its janusd has read has a higher number. Negative: all of them are answered.
+    /// No event that its janusd has read, or will, has a higher number, of this guard or of those that it deposited before.
+    /// From the holder, negative: all of them are answered.
     #[prost(int32, tag = "4")]
     pub highest: i32,
     /// From the holder: what it has answered.
@@ -326,6 +333,14 @@ pub struct Withdraw {
     pub name: String,
 }
 
+/// Of all that its janusd has deposited.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Highest {
+    /// No event that it has read, or will, has a higher number.
+    #[prost(int32, tag = "1")]
+    pub highest: i32,
+}
+
 /// Reads.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Taken {
@@ -337,7 +352,7 @@ pub struct Taken {
 impl Ask {
     /// What this version asks.
     pub fn ours() -> Ask {
-        Ask { oldest: OLDEST, newest: VERSION }
+        Ask { oldest: OLDEST, newest: VERSION, highest: -1 }
     }
 
     /// The version that both speak, if there is one.
@@ -507,9 +522,9 @@ mod tests {
     #[test]
     fn the_highest_version_that_both_speak() {
         assert_eq!(Ask::ours().agreed(), Some(VERSION));
-        assert_eq!(Ask { oldest: VERSION, newest: VERSION + 1 }.agreed(), Some(VERSION));
-        assert_eq!(Ask { oldest: VERSION + 1, newest: VERSION + 2 }.agreed(), None);
-        assert_eq!(Ask { oldest: 0, newest: 0 }.agreed(), None);
+        assert_eq!(Ask { oldest: VERSION, newest: VERSION + 1, ..Ask::ours() }.agreed(), Some(VERSION));
+        assert_eq!(Ask { oldest: VERSION + 1, newest: VERSION + 2, ..Ask::ours() }.agreed(), None);
+        assert_eq!(Ask { oldest: 0, newest: 0, ..Ask::ours() }.agreed(), None);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use prost::Message;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
+use super::deposit::highest_number;
 use super::link::{Link, LinkError};
 use super::message::{Ask, Awaiting, Deposit, DepositKnown, End, Known, Parked, Part, Ready, Taken, Unit};
 use super::occupy::Occupied;
@@ -209,7 +210,8 @@ impl Taking<'_> {
 
     /// How many. Nobody reads those groups, so they are read as soon as there is somebody to read them.
     fn take_held(&mut self) -> Result<usize, LinkError> {
-        self.link.say(Part::Ask(Ask::ours()), &[], Instant::now() + UNHURRIED)?;
+        let ask = Ask { highest: highest_number(), ..Ask::ours() };
+        self.link.say(Part::Ask(ask), &[], Instant::now() + UNHURRIED)?;
         let mut all: BTreeMap<String, (Opened, Deposit)> = BTreeMap::new();
         // What cannot be used: the holder goes on holding it.
         let mut without = BTreeSet::new();

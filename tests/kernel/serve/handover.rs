@@ -181,7 +181,7 @@ fn whoever_comes_and_goes_away_again_takes_nothing(case: &Case) {
     for step in 0..4 {
         let link = connect(case, &serve);
         let newest = if step == 0 { 0 } else { Ask::ours().newest };
-        link.say(Part::Ask(Ask { newest, oldest: newest }), &[], until()).unwrap();
+        link.say(Part::Ask(Ask { newest, oldest: newest, ..Ask::ours() }), &[], until()).unwrap();
         if step == 0 {
             assert!(matches!(link.hear(until()), Err(LinkError::Refused(_))));
         }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use janus_proto::v1;
 use janusd::handover::link::{Link, LinkError};
-use janusd::handover::message::{self, Ask, Deposit, Part, Taken};
+use janusd::handover::message::{self, Ask, Deposit, Highest, Part, Taken};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use super::certificates::Authority;
@@ -22,7 +22,7 @@ use crate::case::{Case, Janus};
 use crate::found::PodCgroup;
 use crate::kernel_tests;
 use crate::metrics::Metrics;
-use crate::raw::{BareGroup, Mark};
+use crate::raw::{BareEvents, BareGroup, Mark};
 use crate::watchdog::{kernel_pid, wait_until};
 
 kernel_tests! {
@@ -35,6 +35,7 @@ kernel_tests! {
     whoever_was_given_a_guard_reads_alone.lasting(60).without_control(),
     what_is_not_taken_is_held.without_control(),
     a_deposit_that_nobody_understands_is_held.without_control(),
+    numbers_that_have_risen_are_answered.without_control(),
 }
 
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -358,4 +359,20 @@ fn a_deposit_that_nobody_understands_is_held(case: &Case) {
     assert_eq!(waiting.join().total().denied, 1, "{}", Hold::log(case));
     let missed = Metrics::read(serve.admin).sum("janus_handover_total", &[("result", "missed")]);
     assert_eq!(missed, 0, "it is not held any more itself");
+}
+
+/// It has read an event of a higher number than it had said that there are, and said so before it died.
+fn numbers_that_have_risen_are_answered(case: &Case) {
+    let hold = Hold::start(case);
+    let (groups, file) = asking(case, "file");
+    let first = Somebody::connect(case);
+    first.say(deposit("guard/pod", 0), &groups);
+    assert!(wait_until(SOON, || hold.groups() == 2), "nothing was deposited");
+    let other = case.host();
+    let waiting = other.start_openers_once(1, &[file]);
+    assert!(wait_until(SOON, || queued(&groups[1]) == 1), "nobody waits");
+    groups[1].read(&mut BareEvents::default()).unwrap();
+    first.say(Part::Highest(Highest { highest: 1000 }), &[]);
+    first.die();
+    assert_eq!(waiting.join().total().denied, 1, "{}", Hold::log(case));
 }
