@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use super::groups::Queue;
@@ -37,6 +37,8 @@ pub(super) fn millis(at: Instant) -> Millis {
 /// Shared by a guard's workers, one after the other, and the watchdog.
 #[derive(Debug)]
 pub(super) struct Station {
+    /// Tells it from any other of this process.
+    pub(super) number: u64,
     pub(super) slots: Slots,
     pub(super) phase: Phase,
     /// What the worker's read has brought so far.
@@ -169,7 +171,9 @@ pub(super) struct Board {
 impl Board {
     pub(super) fn new() -> Board {
         let buffer = ReadBuffer::default();
+        static STATIONS: AtomicU64 = AtomicU64::new(1);
         let station = Arc::new(Station {
+            number: STATIONS.fetch_add(1, Ordering::Relaxed),
             slots: Slots::new(SLOTS),
             phase: Phase::new(),
             glimpse: buffer.glimpse(),

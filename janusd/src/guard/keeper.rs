@@ -536,7 +536,12 @@ impl Keeper {
     fn replace_hand(&mut self, hand: Hand) -> Hand {
         let before = std::mem::replace(&mut self.hand, hand);
         before.station.abandon();
-        *self.door.lock() = Front { worker: self.hand.worker.clone(), station: self.hand.station.clone() };
+        let (worker, station) = (self.hand.worker.clone(), self.hand.station.clone());
+        let bell = std::mem::replace(&mut *self.door.lock(), Front { worker, station, bell: None }).bell;
+        if let Some(bell) = bell {
+            // Whoever has a share of the groups has one of those that are not read any more.
+            bell.ring();
+        }
         for standing in &mut self.standings {
             standing.ledger = Ledger::default();
         }

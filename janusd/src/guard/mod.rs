@@ -268,7 +268,8 @@ impl Guard {
                 (hand, numbers)
             }
         };
-        let worker = Arc::new(Mutex::new(Front { worker: hand.worker.clone(), station: hand.station.clone() }));
+        let worker =
+            Arc::new(Mutex::new(Front { worker: hand.worker.clone(), station: hand.station.clone(), bell: None }));
 
         let report = Arc::new(Mutex::new(Report {
             state: GuardState::Starting,

@@ -30,7 +30,7 @@ use super::known::{Fingerprints, Learned};
 use super::site::Numbers;
 use super::slots::{Post, Step};
 use super::worker::{Command, Parked};
-use crate::doorbell::Speaker;
+use crate::doorbell::{Bell, Speaker};
 use crate::metrics::GuardMetrics;
 use crate::policy::Event;
 
@@ -39,6 +39,8 @@ use crate::policy::Event;
 pub(super) struct Front {
     pub(super) worker: Speaker<Command>,
     pub(super) station: Arc<Station>,
+    /// Rung when another worker takes this one's place.
+    pub(super) bell: Option<Bell>,
 }
 
 /// What a guard needs to go on in another process.
@@ -180,9 +182,11 @@ impl Transfer {
         self.estate(&Begun(numbers), false, until)
     }
 
-    /// Tells one worker of the guard, and so its groups, from another.
-    pub fn stamp(&self) -> usize {
-        Arc::as_ptr(&self.front.lock().station).addr()
+    /// Tells one worker of the guard, and so its groups, from another. Rings when another one takes its place.
+    pub(crate) fn stamp(&self, bell: Bell) -> u64 {
+        let mut front = self.front.lock();
+        front.bell = Some(bell);
+        front.station.number
     }
 
     /// Old process: has the worker read no more. Of many guards, park all before the first is waited for.

@@ -8,6 +8,7 @@ use prost::Message;
 
 use super::link::{Link, LinkError};
 use super::message::{Deposit, DepositKnown, Estate, Highest, Known, Part, Unit, Withdraw};
+use crate::doorbell::Bell;
 use crate::fanotify::group;
 use crate::guard::transfer::Transfer;
 use crate::limits::DESCRIPTORS_LEFT;
@@ -31,7 +32,9 @@ const FILES: usize = 1024;
 pub(super) struct Depot {
     pub(super) link: Link,
     /// Of each unit: the generation, and the worker whose groups they are.
-    deposited: BTreeMap<UnitId, (i64, usize)>,
+    deposited: BTreeMap<UnitId, (i64, u64)>,
+    /// Rung when something is to be deposited anew.
+    bell: Bell,
     lacks_some: bool,
     /// The highest number of an event that the holder knows of.
     highest: i32,
@@ -39,10 +42,10 @@ pub(super) struct Depot {
 
 impl Depot {
     /// `held`: what it has already, as it came from there.
-    pub(super) fn new(link: Link, held: impl IntoIterator<Item = UnitId>) -> Depot {
+    pub(super) fn new(link: Link, bell: Bell, held: impl IntoIterator<Item = UnitId>) -> Depot {
         // Of no generation: each is deposited anew.
         let deposited = held.into_iter().map(|id| (id, (0, 0))).collect();
-        Depot { link, deposited, lacks_some: false, highest: -1 }
+        Depot { link, deposited, bell, lacks_some: false, highest: -1 }
     }
 
     /// When to keep up again although nothing has changed: numbers may have risen.
@@ -73,7 +76,7 @@ impl Depot {
         self.lacks_some = false;
         for unit in &units {
             let Some((transfer, _)) = &unit.run else { continue };
-            let stamp = (unit.create.generation, transfer.stamp());
+            let stamp = (unit.create.generation, transfer.stamp(self.bell.clone()));
             if self.deposited.get(&unit.unit) == Some(&stamp) {
                 continue;
             }
@@ -149,6 +152,7 @@ pub(super) fn highest_number() -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doorbell;
     use crate::wire::Uid;
     use std::os::unix::net::UnixStream;
     use std::sync::Arc;
@@ -160,7 +164,8 @@ mod tests {
         // Only root may.
         let (Ok(one), Ok(other)) = (link(one), link(other)) else { return };
         let uid = |text: &str| Uid::parse(text.to_owned()).unwrap();
-        let mut depot = Depot::new(one, [UnitId { guard: uid("g"), pod: uid("p") }]);
+        let mut depot =
+            Depot::new(one, doorbell::channel::<()>().unwrap().0.bell(), [UnitId { guard: uid("g"), pod: uid("p") }]);
         let now = group::highest_number();
         for (knows, told) in [(now + MARGIN - 1, true), (now + 2 * MARGIN, false), (-1, true)] {
             depot.highest = knows;

@@ -17,7 +17,7 @@ use super::link::{Link, LinkError};
 use super::message::{Ask, End, Estate, GuardCounts, Known, Parked, Part, Ready, Refuse, Rest, Unit};
 use super::take::Heir;
 use crate::admin::Admin;
-use crate::doorbell::{self, Mailbox, Speaker};
+use crate::doorbell::{self, Bell, Mailbox, Speaker};
 use crate::guard::kin::Kin;
 use crate::guard::known::Learned;
 use crate::guard::transfer::{Resting, Transfer};
@@ -72,10 +72,11 @@ impl GiveThread {
         listener.set_nonblocking(true)?;
         let stop = Arc::new(AtomicBool::new(false));
         let held = host.registry.units().into_iter().flatten().map(|unit| unit.unit);
-        let depot = holder.map(|link| Depot::new(link, held));
+        let depot = holder.map(|link| Depot::new(link, door.bell(), held));
+        let bell = door.bell();
         // So that what there is gets deposited.
-        door.bell().ring();
-        let giver = Giver { listener: Some(listener), heir, depot, host, mailbox, stop: stop.clone() };
+        bell.ring();
+        let giver = Giver { listener: Some(listener), heir, depot, host, mailbox, bell, stop: stop.clone() };
         let thread = std::thread::Builder::new().name("janus-handover".into()).spawn(move || giver.keep())?;
         Ok(GiveThread { thread, stop, door })
     }
@@ -97,6 +98,8 @@ struct Giver {
     depot: Option<Depot>,
     host: Host,
     mailbox: Mailbox<()>,
+    /// The mailbox's.
+    bell: Bell,
     stop: Arc<AtomicBool>,
 }
 
@@ -172,7 +175,7 @@ impl Giver {
                 tracing::info!(peer = link.peer, "a holder has come");
                 // Of two, one would take the end of our connection for ours.
                 self.withdraw();
-                self.depot = Some(Depot::new(link, []));
+                self.depot = Some(Depot::new(link, self.bell.clone(), []));
                 self.mailbox.remind();
                 return false;
             }

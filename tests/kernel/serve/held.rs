@@ -15,14 +15,14 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use super::certificates::Authority;
 use super::client::{Client, create, spec};
-use super::handover::{READERS, among, ask, connect, hand_overs, mark, queued};
+use super::handover::{READERS, among, ask, connect, group, guarding, hand_overs, mark, queued};
 use super::{SOON, Serve, wait};
 use crate::agent;
 use crate::case::{Case, Janus};
 use crate::found::PodCgroup;
 use crate::kernel_tests;
 use crate::metrics::Metrics;
-use crate::raw::{BareEvents, BareGroup, Mark};
+use crate::raw::{BareEvents, BareGroup, Mark, Stopped};
 use crate::watchdog::{kernel_pid, wait_until};
 
 kernel_tests! {
@@ -36,6 +36,7 @@ kernel_tests! {
     what_is_not_taken_is_held.without_control(),
     a_deposit_that_nobody_understands_is_held.without_control(),
     numbers_that_have_risen_are_answered.without_control(),
+    a_worker_that_was_replaced_is_deposited_anew.lasting(120).without_control(),
 }
 
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -69,6 +70,16 @@ impl Hold {
     fn log(case: &Case) -> String {
         std::fs::read_to_string(case.scratch("hold-0.log")).unwrap()
     }
+}
+
+/// How many marks each group of a process bears.
+fn marks(process: u32) -> Vec<usize> {
+    let told = crate::stuck::groups(&process.to_string()).into_iter().filter_map(|number| {
+        let told = std::fs::read_to_string(format!("/proc/{process}/fdinfo/{number}")).ok()?;
+        let mark = |line: &&str| line.starts_with("fanotify ") && !line.starts_with("fanotify flags");
+        Some(told.lines().filter(mark).count())
+    });
+    told.collect()
 }
 
 /// A janusd's connection to the holder, that of a process which can be killed: it is spoken for by the test.
@@ -375,4 +386,24 @@ fn numbers_that_have_risen_are_answered(case: &Case) {
     first.say(Part::Highest(Highest { highest: 1000 }), &[]);
     first.die();
     assert_eq!(waiting.join().total().denied, 1, "{}", Hold::log(case));
+}
+
+/// The worker is stopped until it is given up: the holder gets the groups of the one that takes its place.
+fn a_worker_that_was_replaced_is_deposited_anew(case: &Case) {
+    let pod = PodCgroup::new(case);
+    let container = case.container();
+    pod.container('a', container.pid);
+    let authority = Authority::new();
+    let hold = Hold::start(case);
+    let serve = guarding(case, &authority, &container);
+    assert!(wait_until(SOON, || hold.groups() == 2), "nothing was deposited");
+    let pid = serve.process.id();
+    let workers = crate::stuck::threads(&pid.to_string(), "jg-g");
+    let _stopped = Stopped::stop(workers[0]).unwrap();
+    let abandoned = || Metrics::read(serve.admin).sum("janus_guard_workers_abandoned_total", &[]);
+    // Each gets failurePolicy, until it is given up.
+    assert!(wait_until(4 * SOON, || container.open("/secret").is_err() && abandoned() == 1), "it is not given up");
+    assert!(wait_until(SOON, || marks(pid).contains(&0)), "the old groups' marks stay");
+    assert!(wait_until(SOON, || marks(hold.0.id()).iter().sum::<usize>() > 0), "the holder has the old ones");
+    assert_eq!(hold.groups(), 2);
 }
