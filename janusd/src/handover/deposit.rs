@@ -48,6 +48,11 @@ impl Depot {
         Depot { link, deposited, bell, lacks_some: false, highest: -1 }
     }
 
+    /// Whether the holder has all that there was when it was kept up.
+    pub(super) fn is_complete(&self) -> bool {
+        !self.lacks_some
+    }
+
     /// When to keep up again although nothing has changed: numbers may have risen.
     pub(super) fn pause(&self) -> Option<Duration> {
         (self.lacks_some || !self.deposited.is_empty()).then_some(AGAIN)

@@ -34,6 +34,8 @@ const SHARING: Duration = Duration::from_secs(2);
 const PARKING: Duration = Duration::from_millis(300);
 /// From then on nobody reads, until the other one does. After this, this one does again.
 const TAKING: Duration = Duration::from_secs(2);
+/// For the other one to have in force what it arms anew, and to deposit all of it.
+const SETTLING: Duration = Duration::from_secs(30);
 /// Files in one frame: a name is 4,096 bytes at most, so they fit.
 const FILES: usize = 1024;
 
@@ -134,11 +136,13 @@ impl Giver {
                 tracing::warn!(%error, "the holder has gone: should janusd be killed, the kernel allows what waits");
                 self.depot = None;
             }
-            if let Some(heir) = &mut self.heir
-                && heir.is_alone()
-            {
-                self.heir = None;
-                self.host.kin.part();
+            let deposited = self.depot.as_ref().is_none_or(Depot::is_complete);
+            if let Some(heir) = &mut self.heir {
+                heir.settle(deposited);
+                if heir.is_alone() {
+                    self.heir = None;
+                    self.host.kin.part();
+                }
             }
             let Some(Ok((stream, _))) = self.listener.as_ref().map(UnixListener::accept) else { continue };
             if self.meet(stream) {
@@ -166,11 +170,8 @@ impl Giver {
             Part::Hold(_) => Ok((link, None)),
             _ => Err(LinkError::Unexpected),
         });
-        let given = match met {
-            Ok((link, Some(ask))) => {
-                tracing::info!(peer = link.peer, "another janusd comes for the guards");
-                self.give(&link, &ask)
-            }
+        let (link, ask) = match met {
+            Ok((link, Some(ask))) => (link, ask),
             Ok((link, None)) => {
                 tracing::info!(peer = link.peer, "a holder has come");
                 // Of two, one would take the end of our connection for ours.
@@ -184,12 +185,16 @@ impl Giver {
                 return false;
             }
         };
+        tracing::info!(peer = link.peer, "another janusd comes for the guards");
         let metrics = &self.host.admin.metrics;
-        match given {
+        match self.give(&link, &ask) {
             Ok(()) => {
                 self.host.admin.ready.store(false, Ordering::Release);
                 metrics.handed_over(Handover::Given);
                 tracing::info!("the guards are another janusd's now: this one waits to be ended");
+                // What is armed anew there is still guarded here, and deposited from here. Not said in time: it has ended,
+                // or this one is to.
+                let _done = link.hear(Instant::now() + SETTLING);
                 // What they held here goes; who waits for that is nobody.
                 self.host.registry.begin_drain();
                 self.withdraw();

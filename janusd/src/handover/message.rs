@@ -21,7 +21,7 @@ pub const OLDEST: u32 = 1;
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Frame {
     /// What it says; `None`: something that this version does not know.
-    #[prost(oneof = "Part", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
+    #[prost(oneof = "Part", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14")]
     pub part: Option<Part>,
 }
 
@@ -68,6 +68,9 @@ pub enum Part {
     /// To the holder: numbers have risen.
     #[prost(message, tag = "13")]
     Highest(Highest),
+    /// New: guards all of it by itself.
+    #[prost(message, tag = "14")]
+    Done(Done),
 }
 
 /// Hand over.
@@ -332,6 +335,10 @@ pub struct Withdraw {
     #[prost(string, tag = "1")]
     pub name: String,
 }
+
+/// What was armed anew is in force, and the holder, if there is one, has all of it.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Done {}
 
 /// Of all that its janusd has deposited.
 #[derive(Clone, PartialEq, prost::Message)]

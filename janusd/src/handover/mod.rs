@@ -11,8 +11,10 @@
 //!   ├─ Ready ──────────────────────────────►│ workers park: they read no more, and answer all that they had read
 //!   │◄─ Known (since), Parked: numbers, counters
 //!   │ occupies numbers that are outstanding │
-//!   ├─ Taken ──────────────────────────────►│ lets go of the groups, and waits to be ended
+//!   ├─ Taken ──────────────────────────────►│
 //!   │ answers those, then reads on          │
+//!   │ arms anew what was not handed over    │ (which it still answers)
+//!   ├─ Done ───────────────────────────────►│ lets go of everything, and waits to be ended
 //! ```
 //!
 //! Guarantees: at every moment one of the two holds each group, and at most one reads it. Before `Parked` has been sent,
@@ -21,7 +23,8 @@
 //! been said, finds that it cannot say it any more.
 //!
 //! What is not handed over (a guard whose thread is stuck, or was only being started) is armed by the new one with groups
-//! and marks of its own, before the old one stops its own: that is counted, and takes two groups more for that long.
+//! and marks of its own, before the old one stops its own: that is counted, and takes two groups more for that long. The old
+//! one waits for that, and for the new one's deposits with the holder, at most 30 seconds.
 //!
 //! The socket lies in a directory that only root can reach ([`place`]); who connects, or is connected to, must be root
 //! ([`link`]). What comes is checked as a call off the wire is.

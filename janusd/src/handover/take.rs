@@ -12,10 +12,10 @@ use tokio::sync::oneshot;
 
 use super::deposit::highest_number;
 use super::link::{Link, LinkError};
-use super::message::{Ask, Awaiting, Deposit, DepositKnown, End, Known, Parked, Part, Ready, Taken, Unit};
+use super::message::{Ask, Awaiting, Deposit, DepositKnown, Done, End, Known, Parked, Part, Ready, Taken, Unit};
 use super::occupy::Occupied;
 use crate::guard::kin::Kin;
-use crate::guard::transfer::{Estate, Legacy, Outstanding, Transfer};
+use crate::guard::transfer::{Estate, Legacy, Outstanding, Renewed, Transfer};
 use crate::metrics::{Counts, Handover, Metrics, Tally};
 use crate::policy::Event;
 use crate::registry::{Denied, Registry, UnitState};
@@ -54,6 +54,8 @@ pub struct Home<'a> {
 pub struct Heir {
     link: Link,
     occupied: Option<Occupied>,
+    /// Guards that were begun anew, until the other one is told that all of it is in force here; then `None`.
+    renewed: Option<Vec<Renewed>>,
 }
 
 impl Heir {
@@ -64,7 +66,17 @@ impl Heir {
 
     /// When [`Heir::is_alone`] is to be asked again at the latest.
     pub(super) fn pause(&self) -> Option<Duration> {
-        self.occupied.as_ref().filter(|occupied| occupied.lacks_some()).map(|_| AGAIN)
+        let lacks_some = self.occupied.as_ref().is_some_and(Occupied::lacks_some);
+        (lacks_some || self.renewed.is_some()).then_some(AGAIN)
+    }
+
+    /// Tells that process, once, that all guards are in force here. `deposited`: and the holder has them, if there is one.
+    pub(super) fn settle(&mut self, deposited: bool) {
+        let in_force = |renewed: &Vec<Renewed>| renewed.iter().all(Renewed::is_in_force);
+        if deposited && self.renewed.take_if(|renewed| in_force(renewed)).is_some() {
+            // Gone: then it waits for nothing.
+            let _gone = self.link.say(Part::Done(Done {}), &[], Instant::now() + SETTLING);
+        }
     }
 
     /// Whether that process has ended. Until then its numbers are kept from being given out here.
@@ -90,9 +102,9 @@ pub fn take(others: Vec<UnixStream>, home: &Home<'_>) -> Option<Heir> {
         home.kin.adopt(link.peer);
         let mut taking = Taking { home, link, units: BTreeMap::new(), highest: 0 };
         match taking.take() {
-            Ok(occupied) => {
+            Ok((occupied, renewed)) => {
                 home.metrics.handed_over(Handover::Taken);
-                return Some(Heir { link: taking.link, occupied });
+                return Some(Heir { link: taking.link, occupied, renewed: Some(renewed) });
             }
             Err(error) => {
                 tracing::error!(%error, "the guards of another janusd were not taken");
@@ -156,7 +168,7 @@ struct Opened {
 }
 
 impl Taking<'_> {
-    fn take(&mut self) -> Result<Option<Occupied>, LinkError> {
+    fn take(&mut self) -> Result<(Option<Occupied>, Vec<Renewed>), LinkError> {
         self.link.say(Part::Ask(Ask::ours()), &[], Instant::now() + UNHURRIED)?;
         self.receive()?;
         self.arm();
@@ -329,7 +341,7 @@ impl Taking<'_> {
         &self,
         parked: Parked,
         transfers: &BTreeMap<UnitId, (Transfer, Arc<Tally>)>,
-    ) -> Result<Option<Occupied>, LinkError> {
+    ) -> Result<(Option<Occupied>, Vec<Renewed>), LinkError> {
         let Parked { units: rests, guards } = parked;
         let numbers: BTreeSet<i32> =
             rests.iter().flat_map(|rest| rest.outstanding.iter().map(|awaiting| awaiting.number)).collect();
@@ -349,10 +361,11 @@ impl Taking<'_> {
             transfer.take_up();
             taken.insert(rest.index);
         }
+        let mut renewed = Vec::new();
         for (index, unit) in self.units.iter().filter(|(index, unit)| unit.whole && !taken.contains(*index)) {
             tracing::warn!(index, unit = ?unit.id, "armed anew: its groups are still read by the other janusd");
             if let Some((transfer, _)) = transfers.get(&unit.id) {
-                let _nobody_waits = transfer.begin_anew();
+                renewed.push(transfer.begin_anew());
             }
         }
         for counts in guards {
@@ -368,7 +381,7 @@ impl Taking<'_> {
         }
         self.home.metrics.inherited(taken.len(), self.units.len() - taken.len());
         tracing::info!(guards = self.units.len(), whole = taken.len(), "took the guards of another janusd");
-        Ok(occupied)
+        Ok((occupied, renewed))
     }
 
     /// It has come to nothing. If the other one is dead, its groups live on here: what it had read is answered by every

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use janus_proto::v1;
 use janusd::handover::link::{Link, LinkError};
-use janusd::handover::message::{self, Ask, Deposit, Highest, Part, Taken};
+use janusd::handover::message::{self, Ask, Deposit, Done, Highest, Part, Taken};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use super::certificates::Authority;
 use super::client::{Client, create, spec};
-use super::handover::{READERS, among, ask, connect, group, guarding, hand_overs, mark, queued};
+use super::handover::{READERS, among, ask, connect, group, guarding, hand_overs, mark, queued, ready};
 use super::{SOON, Serve, wait};
 use crate::agent;
 use crate::case::{Case, Janus};
@@ -36,6 +36,7 @@ kernel_tests! {
     what_is_not_taken_is_held.without_control(),
     a_deposit_that_nobody_understands_is_held.without_control(),
     numbers_that_have_risen_are_answered.without_control(),
+    the_old_one_guards_until_all_is_done.without_control(),
     a_worker_that_was_replaced_is_deposited_anew.lasting(120).without_control(),
 }
 
@@ -386,6 +387,27 @@ fn numbers_that_have_risen_are_answered(case: &Case) {
     first.say(Part::Highest(Highest { highest: 1000 }), &[]);
     first.die();
     assert_eq!(waiting.join().total().denied, 1, "{}", Hold::log(case));
+}
+
+/// This process is the new janusd: it arms the guard anew, and takes its time.
+fn the_old_one_guards_until_all_is_done(case: &Case) {
+    let pod = PodCgroup::new(case);
+    let container = case.container();
+    pod.container('a', container.pid);
+    let authority = Authority::new();
+    let hold = Hold::start(case);
+    let serve = guarding(case, &authority, &container);
+    assert!(wait_until(SOON, || hold.groups() == 2), "nothing was deposited");
+    let link = connect(case, &serve);
+    let _groups = ask(&link);
+    assert!(ready(&link, vec![0]).units.is_empty());
+    link.say(Part::Taken(Taken::default()), &[], Instant::now() + SOON).unwrap();
+    let given = || Metrics::read(serve.admin).sum("janus_handover_total", &[("result", "given")]);
+    assert!(wait_until(SOON, || given() == 1), "not given");
+    let lets_go = || container.open("/secret").is_ok() || hold.groups() != 2;
+    assert!(!wait_until(Duration::from_secs(1), lets_go), "not guarded, or not held");
+    link.say(Part::Done(Done {}), &[], Instant::now() + SOON).unwrap();
+    assert!(wait_until(SOON, || container.open("/secret").is_ok() && hold.groups() == 0), "it does not let go");
 }
 
 /// The worker is stopped until it is given up: the holder gets the groups of the one that takes its place.
