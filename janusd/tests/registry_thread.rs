@@ -346,6 +346,30 @@ fn draining_lifts_all_and_takes_no_more() {
 }
 
 #[test]
+fn draining_waits_until_a_hand_over_is_decided() {
+    for given in [true, false] {
+        let (stage, registry, thread) = begin(ROOMY);
+        run(async { drop(registry.create(create("ns", "p", 1, 1, "/a")).await.unwrap()) });
+        registry.bequeath().unwrap();
+        run(async {
+            let mut drained = Box::pin(registry.drain());
+            assert!(waits(&mut drained).await, "lifted under the other process");
+            assert_eq!(stage.0.lock().running, 1);
+            if given {
+                registry.bequeathed();
+            } else {
+                registry.resume();
+            }
+            drained.await;
+            assert_eq!(stage.0.lock().running, 0);
+            let refused = registry.create(create("ns", "p", 1, 1, "/a")).await.unwrap_err();
+            assert_eq!(refused, Denied::Refused(Refusal::Draining));
+        });
+        thread.end();
+    }
+}
+
+#[test]
 fn more_names_than_a_call_may_bear_are_handed_over_as_far_as_they_fit() {
     let (_, registry, thread) = begin(ROOMY);
     run(async {

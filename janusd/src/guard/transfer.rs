@@ -99,7 +99,7 @@ pub enum Resting {
     Settled(Vec<Learned>),
     /// It reads nothing more; these it has read and not answered.
     Late(Vec<Outstanding>),
-    /// It may still be reading: nobody else may.
+    /// It may still be reading, and nobody else may; or it has ended.
     Reading,
 }
 
@@ -203,9 +203,10 @@ impl Transfer {
         }
         let front = self.front.lock();
         front.station.set_parked(true);
-        // From here on it begins no read; if it is not at one, there will be none.
+        // From here on it begins no read; if it is not at one, there will be none. One that has stopped, and was not parked
+        // before, has taken its marks along: of that nothing is left to hand over.
         let reads = matches!(front.station.phase.now().step(), Step::Reading { .. });
-        if reads || front.station.condition() != Condition::Well {
+        if reads || front.station.has_stopped() || front.station.condition() != Condition::Well {
             front.station.set_parked(false);
             let _gone = front.worker.send(Command::Unpark);
             return Resting::Reading;

@@ -196,7 +196,7 @@ impl Giver {
                 // or this one is to.
                 let _done = link.hear(Instant::now() + SETTLING);
                 // What they held here goes; who waits for that is nobody.
-                self.host.registry.begin_drain();
+                self.host.registry.bequeathed();
                 self.withdraw();
                 true
             }

@@ -60,6 +60,7 @@ pub(super) enum Message {
     Gone { unit: UnitId, run: Ticket },
     Drain(oneshot::Sender<()>),
     Bequeath(oneshot::Sender<(Vec<Bequest>, u64)>),
+    Bequeathed,
     Units(oneshot::Sender<Vec<Bequest>>),
     Resume,
     Tell(Bell),
@@ -186,6 +187,7 @@ impl Registry {
             draining: draining.clone(),
             drained: Vec::new(),
             bequeathing: false,
+            ending: false,
             bell: None,
             began: Instant::now(),
         };
@@ -220,14 +222,15 @@ impl Registry {
         self.ask(Message::All).await
     }
 
-    /// Takes no more guards, and lifts those that there are; answers once they are lifted.
+    /// Takes no more guards, and lifts those that there are; answers once they are lifted. While another process is about to
+    /// take them, that is decided first.
     pub async fn drain(&self) {
         // Ended: then they are.
         let _ended = self.ask(Message::Drain).await;
     }
 
     /// Takes no more calls, and gives what there is and the highest epoch heard: all of it is to be in another process's
-    /// hands soon. [`Registry::resume`] goes on, [`Registry::drain`] ends it. `None`: the registry has ended.
+    /// hands soon. [`Registry::resume`] goes on, [`Registry::bequeathed`] ends it. `None`: the registry has ended.
     ///
     /// Blocks, so not for async code.
     pub fn bequeath(&self) -> Option<(Vec<Bequest>, u64)> {
@@ -245,11 +248,10 @@ impl Registry {
         answer.blocking_recv().ok()
     }
 
-    /// [`Registry::drain`], for whoever does not wait.
-    pub fn begin_drain(&self) {
-        let (reply, _nobody_waits) = oneshot::channel();
-        // Ended: then they are.
-        let _ended = self.messages.send(Message::Drain(reply));
+    /// All that was given is in another process's hands: lifts what is left of it here.
+    pub fn bequeathed(&self) {
+        // Ended: then nothing is left.
+        let _ended = self.messages.send(Message::Bequeathed);
     }
 
     /// Rings whenever something has changed.
@@ -400,6 +402,8 @@ struct Clerk<E: Enforcer> {
     drained: Vec<oneshot::Sender<()>>,
     /// Another process is about to take all of it.
     bequeathing: bool,
+    /// All of it is to be lifted, then if not now.
+    ending: bool,
     /// Rung when a unit has changed.
     bell: Option<Bell>,
     began: Instant,
@@ -508,9 +512,15 @@ impl<E: Enforcer> Clerk<E> {
             Message::Drain(reply) => {
                 self.draining.store(true, Ordering::Relaxed);
                 self.drained.push(reply);
-                let ids: Vec<UnitId> = self.units.keys().cloned().collect();
-                ids.iter().for_each(|unit| self.feed(unit, Input::Drain));
-                self.tell_drained();
+                self.ending = true;
+                // What is lifted takes its marks along, and the other process may be about to rest on those.
+                if !self.bequeathing {
+                    self.drain();
+                }
+            }
+            Message::Bequeathed => {
+                self.bequeathing = false;
+                self.drain();
             }
             Message::Bequeath(reply) => {
                 self.bequeathing = true;
@@ -524,7 +534,11 @@ impl<E: Enforcer> Clerk<E> {
             Message::Tell(bell) => self.bell = Some(bell),
             Message::Resume => {
                 self.bequeathing = false;
-                self.draining.store(false, Ordering::Relaxed);
+                if self.ending {
+                    self.drain();
+                } else {
+                    self.draining.store(false, Ordering::Relaxed);
+                }
             }
             Message::Inherit(create, estate, epoch, reply) => {
                 // Heard by that one; later leaders may have called here since.
@@ -533,6 +547,12 @@ impl<E: Enforcer> Clerk<E> {
             }
             Message::End => {}
         }
+    }
+
+    fn drain(&mut self) {
+        let ids: Vec<UnitId> = self.units.keys().cloned().collect();
+        ids.iter().for_each(|unit| self.feed(unit, Input::Drain));
+        self.tell_drained();
     }
 
     /// `inherited`: of another process, with an estate or without.

@@ -14,7 +14,7 @@ use janusd::guard::known::Fingerprints;
 use janusd::guard::transfer::Resting;
 use janusd::guard::{Numbers, Roots};
 use janusd::handover::link::{Link, LinkError};
-use janusd::handover::message::{Ask, Awaiting, End, Estate, Parked, Part, Ready, Rest, Taken, Unit};
+use janusd::handover::message::{Ask, Awaiting, Done, End, Estate, Parked, Part, Ready, Rest, Taken, Unit};
 use janusd::root::Root;
 use tonic::Code;
 
@@ -27,7 +27,7 @@ use crate::found::PodCgroup;
 use crate::in_process::InProcess;
 use crate::metrics::Metrics;
 use crate::protocol::{Tally, rename};
-use crate::watchdog::wait_until;
+use crate::watchdog::{kernel_pid, wait_until};
 use crate::{kernel_tests, manifest};
 
 kernel_tests! {
@@ -36,6 +36,7 @@ kernel_tests! {
     an_answer_to_an_event_of_the_old_one_hits_none_of_the_new_one.lasting(120),
     whoever_says_too_late_that_it_reads_cannot.without_control(),
     whoever_cannot_say_that_it_reads_does_not.without_control(),
+    sigterm_in_the_middle_leaves_marks.without_control(),
     what_is_learned_is_told_once.without_control(),
 }
 
@@ -313,6 +314,41 @@ fn answered(load: Load<'_>, groups: &[OwnedFd]) -> Tally {
     };
     assert!(wait_until(SOON, answered), "nobody answers");
     load.join()
+}
+
+/// It ends as soon as the guards are another's, and takes nothing of them along.
+fn sigterm_in_the_middle_leaves_marks(case: &Case) {
+    let pod = PodCgroup::new(case);
+    let container = case.container();
+    pod.container('a', container.pid);
+    let authority = Authority::new();
+    let mut serve = guarding(case, &authority, &container);
+    let link = connect(case, &serve);
+    let groups = ask(&link);
+    let marks = || groups.iter().map(marks).sum::<usize>();
+    let laid = marks();
+    assert!(laid > 0);
+    rustix::process::kill_process(kernel_pid(serve.process.id()), rustix::process::Signal::TERM).unwrap();
+    let log = || fs::read_to_string(case.scratch("janusd-0.log")).unwrap();
+    assert!(wait_until(SOON, || log().contains("draining")), "{}", log());
+    // Longer than lifting takes.
+    assert!(!wait_until(Duration::from_millis(500), || marks() != laid), "lifted");
+    assert_eq!(ready(&link, Vec::new()).units.len(), 1);
+    link.say(Part::Taken(Taken::default()), &[], Instant::now() + SOON).unwrap();
+    link.say(Part::Done(Done {}), &[], Instant::now() + SOON).unwrap();
+    let mut status = None;
+    assert!(wait_until(SOON, || {
+        status = serve.process.try_wait().unwrap();
+        status.is_some()
+    }));
+    assert_eq!(status.unwrap().code(), Some(0));
+    assert_eq!(marks(), laid);
+}
+
+/// What a group guards, as the kernel tells it of a descriptor of ours.
+fn marks(group: &OwnedFd) -> usize {
+    let told = fs::read_to_string(format!("/proc/self/fdinfo/{}", group.as_raw_fd())).unwrap();
+    told.lines().filter(|line| line.starts_with("fanotify ") && !line.starts_with("fanotify flags")).count()
 }
 
 /// A deposit has nothing told; a hand-over has what is learned from then on told once, and nothing once it is off.
