@@ -7,13 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use janus_proto::v1;
-use janusd::guard::{Report, SiteReport};
+use janusd::guard::known::Fingerprints;
+use janusd::guard::transfer::{Estate, Legacy};
+use janusd::guard::{Numbers, Report, SiteReport};
 use janusd::metrics::{GuardState, MarkCounts, Tally};
 use janusd::policy::GuardName;
 use janusd::registry::port::{Enforcer, Failure, Job, Limit, Looked, Run, Teller};
 use janusd::registry::{Bounds, Denied, Refusal, Registry, RegistryThread, Standing, UnitState};
 use janusd::wire::{Create, Destroy};
 use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// What the engine was asked for, and how to answer.
 #[derive(Clone, Default)]
@@ -385,6 +388,32 @@ fn more_names_than_a_call_may_bear_are_handed_over_as_far_as_they_fit() {
     let request = bequests[0].create.request(1, &bequests[0].containers);
     let again = Create::try_from(request).unwrap();
     assert_eq!(again.containers.last().unwrap().id(), "b199", "the latest");
+    thread.end();
+}
+
+/// Groups that came for a guard that runs, or is on its way out, are let go, and not kept for its next run.
+#[test]
+fn an_estate_is_for_a_run_that_starts_now() {
+    let (stage, registry, thread) = begin(ROOMY);
+    let estate = || {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let near = std::fs::File::open("/dev/null").unwrap().into();
+        let legacy = Legacy { wide: writer.into(), near, audit: false };
+        (reader, Estate::new(legacy, Numbers::default(), Vec::new(), Fingerprints::default()))
+    };
+    // Its other end is closed: before anybody is answered.
+    let is_let_go = |reader: &std::io::PipeReader| {
+        let mut fds = [PollFd::new(reader, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap();
+        fds[0].revents().contains(PollFlags::HUP)
+    };
+    run(async {
+        registry.create(create("ns", "p", 1, 1, "/a")).await.unwrap();
+        let (reader, estate) = estate();
+        let state = registry.inherit(create("ns", "p", 1, 1, "/a"), Some(estate), 1).await.unwrap().unwrap();
+        assert_eq!((state.standing, stage.steps()), (Standing::InForce, (1, 0)));
+        assert!(is_let_go(&reader), "kept for the next run");
+    });
     thread.end();
 }
 

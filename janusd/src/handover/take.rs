@@ -254,6 +254,9 @@ impl Taking<'_> {
         if all.is_empty() && without.is_empty() {
             return Ok(0);
         }
+        // Taken from another janusd before. What the holder has of those is taken too, and our own deposits take its place.
+        let running = self.transfers();
+        all.retain(|_, (opened, _)| !running.contains_key(&opened.create.unit));
         let mut deposits = Vec::new();
         for (index, (opened, deposit)) in (0..).zip(all.into_values()) {
             let Opened { create, estate, alike, .. } = opened;

@@ -601,6 +601,10 @@ impl<E: Enforcer> Clerk<E> {
         });
         entry.estate = estate;
         let effect = entry.unit.apply(Input::Create { epoch, generation, spec: brief }, now);
+        if !matches!(effect, Effect::Start { .. }) {
+            // It is for no later run: by then nobody may have those groups any more.
+            entry.estate = None;
+        }
         if let Effect::Refuse(refusal) = effect {
             denied(reply, refusal.into());
             return self.settle(&id);

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use fanotify::low_level as fan;
 use janusd::guard::known::Fingerprints;
 use janusd::guard::transfer::Resting;
 use janusd::guard::{Numbers, Roots};

@@ -9,13 +9,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use janus_proto::v1;
+use janusd::guard::Numbers;
+use janusd::guard::known::Fingerprints;
 use janusd::handover::link::{Link, LinkError};
-use janusd::handover::message::{self, Ask, Deposit, Done, Highest, Part, Taken};
+use janusd::handover::message::{self, Ask, Deposit, Done, Estate, Highest, Parked, Part, Rest, Taken, Unit};
+use prost::Message;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use super::certificates::Authority;
 use super::client::{Client, create, spec};
-use super::handover::{READERS, among, ask, connect, group, guarding, hand_overs, mark, queued, ready};
+use super::handover::{
+    READERS, among, ask, be_another, connect, give, group, guarding, hand_overs, mark, queued, read_until_ready, ready,
+};
 use super::{SOON, Serve, wait};
 use crate::agent;
 use crate::case::{Case, Janus};
@@ -38,6 +43,7 @@ kernel_tests! {
     numbers_that_have_risen_are_answered.without_control(),
     the_old_one_guards_until_all_is_done.without_control(),
     a_worker_that_was_replaced_is_deposited_anew.lasting(120).without_control(),
+    what_runs_already_is_taken_and_not_inherited.lasting(60).without_control(),
 }
 
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -428,4 +434,47 @@ fn a_worker_that_was_replaced_is_deposited_anew(case: &Case) {
     assert!(wait_until(SOON, || marks(pid).contains(&0)), "the old groups' marks stay");
     assert!(wait_until(SOON, || marks(hold.0.id()).iter().sum::<usize>() > 0), "the holder has the old ones");
     assert_eq!(hold.groups(), 2);
+}
+
+/// This process is the old janusd, and hands over; but of the same guard the holder thinks that its janusd is dead. The new
+/// one has it once, counts nothing twice, and reads alone.
+fn what_runs_already_is_taken_and_not_inherited(case: &Case) {
+    let pod = PodCgroup::new(case);
+    let container = case.container();
+    pod.container('a', container.pid);
+    let authority = Authority::new();
+    let hold = Hold::start(case);
+    let groups = [group(), group()];
+    let public = [container.seen_from_host("/public")];
+    mark(&groups[1], &public[0]);
+    let first = Somebody::connect(case);
+    let told = Estate::new(false, &Numbers::default(), &Fingerprints::default());
+    let unit = Unit { index: 0, request: Some(create(1, 1, spec(&["/secret"]))), estate: Some(told) };
+    let deposit =
+        Deposit { name: "guard/pod".into(), unit: unit.encode_to_vec(), deny: true, highest: 100, answered: None };
+    let descriptors = groups.each_ref().map(AsFd::as_fd);
+    first.link.say(Part::Deposit(deposit), &descriptors, Instant::now() + SOON).unwrap();
+    assert!(wait_until(SOON, || hold.groups() == 2), "nothing was deposited");
+    first.die();
+    let other = case.host();
+    assert_eq!(other.start_openers_once(1, &public).join().total().denied, 1, "by the holder");
+    let listener = be_another(case);
+    let serve = std::thread::scope(|scope| {
+        let starting = scope.spawn(|| Serve::start_with(case, &authority, among(0)));
+        let link = Link::new(listener.accept().unwrap().0, Arc::default()).unwrap();
+        give(&link, &groups);
+        let (_ready, events) = read_until_ready(&groups, &link);
+        assert!(events.is_empty());
+        let parked = Parked { units: vec![Rest { index: 0, outstanding: Vec::new() }], guards: Vec::new() };
+        link.say(Part::Parked(parked), &[], Instant::now() + SOON).unwrap();
+        assert!(matches!(link.hear(Instant::now() + SOON), Ok((Part::Taken(_), _))));
+        let serve = starting.join().unwrap();
+        assert!(matches!(link.hear(Instant::now() + SOON), Ok((Part::Done(_), _))));
+        serve
+    });
+    let counted = || Metrics::read(serve.admin).sum("janus_guard_events_total", &[("response", "deny")]);
+    assert_eq!(counted(), 0, "what the holder has answered is no business of a guard that ran meanwhile");
+    assert_eq!(crate::stuck::groups(&serve.process.id().to_string()).len(), 2);
+    assert_eq!(other.start_openers_once(1, &public).join().total().allowed, 1, "by the holder");
+    case.denied(container.open("/secret"));
 }
