@@ -103,21 +103,26 @@ fn asked(janus: &Janus, account: &str) -> BTreeMap<Right, BTreeSet<u64>> {
 fn pods_hold_no_more_than_they_need(case: &Case) {
     let janus = case.janus();
     let node = &janus.cluster.nodes[0];
-    let status = node.run("sh", &["-c", "cat /proc/$(pidof janusd)/status"]).success();
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{status}"));
-        line.trim_start_matches(':').trim().to_owned()
-    };
-    // DAC_READ_SEARCH 2, SYS_PTRACE 19, SYS_ADMIN 21, AUDIT_WRITE 29.
-    let four: u64 = (1 << 2) | (1 << 19) | (1 << 21) | (1 << 29);
-    for set in ["CapPrm", "CapEff", "CapBnd"] {
-        let held = u64::from_str_radix(&field(set), 16).unwrap();
-        assert_eq!(held & !four, 0, "{set}: {held:x}");
+    let pids = node.run("pidof", &["janusd"]).success();
+    // janusd and its holder.
+    assert_eq!(pids.split_whitespace().count(), 2, "{pids}");
+    for pid in pids.split_whitespace() {
+        let status = node.run("cat", &[&format!("/proc/{pid}/status")]).success();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{status}"));
+            line.trim_start_matches(':').trim().to_owned()
+        };
+        // DAC_READ_SEARCH 2, SYS_PTRACE 19, SYS_ADMIN 21, AUDIT_WRITE 29.
+        let four: u64 = (1 << 2) | (1 << 19) | (1 << 21) | (1 << 29);
+        for set in ["CapPrm", "CapEff", "CapBnd"] {
+            let held = u64::from_str_radix(&field(set), 16).unwrap();
+            assert_eq!(held & !four, 0, "{set}: {held:x}");
+        }
+        assert_eq!((field("NoNewPrivs").as_str(), field("Seccomp").as_str()), ("1", "2"));
+        // No way to the API server, and nothing to write to but where guards change hands.
+        let mounts = node.run("cat", &[&format!("/proc/{pid}/mountinfo")]).success();
+        assert!(!mounts.contains("serviceaccount"), "{mounts}");
+        let root = mounts.lines().find(|line| line.split(' ').nth(4) == Some("/")).unwrap();
+        assert!(root.split(' ').nth(5).unwrap().split(',').any(|option| option == "ro"), "{root}");
     }
-    assert_eq!((field("NoNewPrivs").as_str(), field("Seccomp").as_str()), ("1", "2"));
-    // No way to the API server, and nothing to write to.
-    let mounts = node.run("sh", &["-c", "cat /proc/$(pidof janusd)/mountinfo"]).success();
-    assert!(!mounts.contains("serviceaccount"), "{mounts}");
-    let root = mounts.lines().find(|line| line.split(' ').nth(4) == Some("/")).unwrap();
-    assert!(root.split(' ').nth(5).unwrap().split(',').any(|option| option == "ro"), "{root}");
 }
