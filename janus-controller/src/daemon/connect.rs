@@ -23,7 +23,8 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::tls::Tls;
 
-/// A daemon that does not answer a ping within [`PONG`] has gone.
+/// While calls are under way, a daemon that does not answer a ping within [`PONG`] has gone. Between them nobody pings: the
+/// next look at its state comes soon enough, has a deadline, and costs as much as a ping.
 const PING: Duration = Duration::from_secs(20);
 const PONG: Duration = Duration::from_secs(10);
 /// Bytes that a daemon may send before we have read them: the least that HTTP/2 allows for a connection.
@@ -198,8 +199,7 @@ impl Dialer {
             .initial_connection_window_size(WINDOW)
             .buffer_size(WAITING)
             .http2_keep_alive_interval(PING)
-            .keep_alive_timeout(PONG)
-            .keep_alive_while_idle(true);
+            .keep_alive_timeout(PONG);
         Ok(Dialer { tls, endpoint, patience })
     }
 
@@ -258,7 +258,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// Resolves once the connection is no more: the daemon ended it, or did not answer a ping within 30 s.
+    /// Resolves once the connection is no more: the daemon ended it, or did not answer a ping within 30 s of a call.
     pub async fn closed(&self) {
         self.closed.cancelled().await;
     }
