@@ -348,13 +348,7 @@ impl<D: Daemons, L: Lead, C: Cluster> Hub<D, L, C> {
     /// Gives a node's driver its orders; starts one where there is a daemon and no driver.
     fn steer(&mut self, name: &Arc<str>) {
         let (target, desired) = (self.index.target(name), self.index.desired(name));
-        self.nodes.forget_former(name, |pod| self.index.pod(pod).is_some());
-        let holds = |guard: &&Guard| {
-            let holdings = self.held.get(&guard.uid);
-            holdings.is_some_and(|it| it.values().any(|(on, held)| on == name && held.observation.is_some()))
-        };
-        let going = self.index.guards().filter(|guard| guard.deleted).filter(holds).map(|guard| guard.uid.clone());
-        let Some(receiver) = self.nodes.order(name, target, desired, going, Instant::now()) else { return };
+        let Some(receiver) = self.nodes.order(name, target, desired, Instant::now()) else { return };
         let driver = Driver::new(
             name.clone(),
             self.daemons.clone(),

@@ -2,7 +2,7 @@
 //!
 //! Nothing here is looked for among all nodes at each turn of the hub: a cluster has thousands.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,25 +25,6 @@ struct Node {
     state: DaemonState,
     /// Guards that may be on their way to the daemon: by the last orders that named them.
     told: HashMap<Uid, u64>,
-    /// What daemons before this one may hold, which nobody asks any more: by their pods, until those have gone.
-    former: HashMap<Uid, HashSet<Uid>>,
-}
-
-impl Node {
-    /// Its daemon is this one from now on.
-    fn turn_to(&mut self, target: Option<&Target>, going: impl IntoIterator<Item = Uid>) {
-        let before = self.orders.borrow().target.as_ref().map(|target| target.pod.clone());
-        let (Some(before), Some(target)) = (before, target) else { return };
-        if before == target.pod {
-            return;
-        }
-        let held: HashSet<Uid> = self.told.keys().cloned().chain(going).collect();
-        self.former.insert(before, held);
-        // One that is driven again is asked again.
-        for guard in self.former.remove(&target.pod).into_iter().flatten() {
-            self.told.entry(guard).or_insert(0);
-        }
-    }
 }
 
 /// How things stand with a node.
@@ -74,21 +55,18 @@ impl Nodes {
         Nodes { nodes: HashMap::new(), stale, look_at: None, states: [0; 3], sequence: 0 }
     }
 
-    /// Gives a node's driver its orders. `Some`: it has none, and one has to be started that takes these. `going`: deleted
-    /// guards that its daemon has said it holds.
+    /// Gives a node's driver its orders. `Some`: it has none, and one has to be started that takes these.
     pub(super) fn order(
         &mut self,
         name: &Arc<str>,
         target: Option<Target>,
         desired: Desired,
-        going: impl IntoIterator<Item = Uid>,
         now: Instant,
     ) -> Option<watch::Receiver<Arc<Orders>>> {
         self.sequence += 1;
         let sequence = self.sequence;
         let guards = desired.units.keys().map(|unit| (unit.guard.clone(), sequence));
         if let Some(node) = self.nodes.get_mut(name) {
-            node.turn_to(target.as_ref(), going);
             node.told.extend(guards);
             let receipt = node.told.values().any(|last| *last < sequence).then_some(sequence);
             node.orders.send_replace(Arc::new(Orders { target, desired, receipt }));
@@ -97,7 +75,7 @@ impl Nodes {
         target.as_ref()?;
         let told = guards.collect();
         let (orders, receiver) = watch::channel(Arc::new(Orders { target, desired, receipt: None }));
-        let node = Node { orders, features: None, heard: now, state: DaemonState::Lost, told, former: HashMap::new() };
+        let node = Node { orders, features: None, heard: now, state: DaemonState::Lost, told };
         self.nodes.insert(name.clone(), node);
         self.count(None, Some(DaemonState::Lost));
         self.look_by(now + self.stale);
@@ -176,28 +154,11 @@ impl Nodes {
         Some(Standing { reached: node.state != DaemonState::Stale, features: node.features })
     }
 
-    /// Pods of daemons that are driven no more and have gone, with all that they held. `stands`: whether a pod is there.
-    pub(super) fn forget_former(&mut self, name: &str, stands: impl Fn(&Uid) -> bool) {
-        if let Some(node) = self.nodes.get_mut(name) {
-            node.former.retain(|pod, _| stands(pod));
-        }
-    }
-
     /// The nodes that may hold something of a guard though they have not said so: they have said nothing yet, or it may
-    /// be on its way to them, or a daemon holds it that is driven no more and whose pod `stands`.
-    pub(super) fn may_hold(
-        &self,
-        guard: &Uid,
-        stands: impl Fn(&Uid) -> bool,
-    ) -> impl Iterator<Item = (&Arc<str>, bool)> {
-        self.nodes.iter().filter_map(move |(name, node)| {
-            // It goes by itself, whether or not its successor answers.
-            if node.former.iter().any(|(pod, held)| held.contains(guard) && stands(pod)) {
-                return Some((name, true));
-            }
-            let may = node.features.is_none() || node.told.contains_key(guard);
-            may.then_some((name, node.state != DaemonState::Stale))
-        })
+    /// be on its way to them.
+    pub(super) fn may_hold(&self, guard: &Uid) -> impl Iterator<Item = (&Arc<str>, bool)> {
+        let may = self.nodes.iter().filter(|(_, node)| node.features.is_none() || node.told.contains_key(guard));
+        may.map(|(name, node)| (name, node.state != DaemonState::Stale))
     }
 
     /// How many there are in each state.

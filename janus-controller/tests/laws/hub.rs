@@ -572,50 +572,6 @@ async fn a_node_that_comes_and_goes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deleted_guard_waits_for_the_daemon_before_this_one() {
-    let bench = Bench::new(1);
-    bench.api.guard(guard("g", "default", 1));
-    bench.api.guard(guard("again", "default", 1));
-    bench.api.pod(pod("p", "default", "n1"));
-    wind(SECOND * 3).await;
-    // An upgrade: the newer one is driven, and the older one still answers the kernel.
-    bench.script.add(&address(2), "n1");
-    bench.api.pod(daemon("janusd-2", "n1", &address(2)));
-    wind(SECOND * 3).await;
-    assert_eq!(bench.script.at(&address(2), |fake| fake.units.len()), 2);
-    bench.api.delete_guard("g");
-    wind(SECOND * 10).await;
-    assert_eq!(bench.script.at(&address(2), |fake| fake.units.len()), 1);
-    assert!(bench.api.has_guard("g"), "let go while the older one enforces it");
-    bench.api.delete_pod("janusd-1");
-    wind(SECOND * 3).await;
-    assert!(!bench.api.has_guard("g"));
-    // Nothing is owed by those that have gone.
-    bench.api.delete_guard("again");
-    wind(SECOND * 3).await;
-    assert!(!bench.api.has_guard("again"));
-    assert!(bench.api.events("g", "ReleasedUnconfirmed").is_empty());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_daemon_that_is_driven_again_is_asked_again() {
-    let bench = Bench::new(1);
-    bench.api.guard(guard("g", "default", 1));
-    bench.api.pod(pod("p", "default", "n1"));
-    wind(SECOND * 3).await;
-    bench.script.add(&address(2), "n1");
-    bench.api.pod(daemon("janusd-2", "n1", &address(2)));
-    wind(SECOND * 3).await;
-    bench.api.delete_guard("g");
-    wind(SECOND * 3).await;
-    assert!(bench.api.has_guard("g"));
-    bench.api.delete_pod("janusd-2");
-    wind(SECOND * 5).await;
-    assert!(!bench.api.has_guard("g") && bench.units().is_empty());
-    assert!(bench.api.events("g", "ReleasedUnconfirmed").is_empty());
-}
-
-#[tokio::test(start_paused = true)]
 async fn without_the_lead_nothing_is_written() {
     let bench = Bench::new(1);
     bench.api.guard(guard("g", "default", 1));

@@ -229,8 +229,7 @@ impl<D: Daemons, L: Lead, C: Cluster> Hub<D, L, C> {
                 holders.insert(Holder { node: node.clone(), reached });
             }
         }
-        let may = self.nodes.may_hold(uid, |pod| self.index.pod(pod).is_some());
-        holders.extend(may.map(|(node, reached)| Holder { node: node.clone(), reached }));
+        holders.extend(self.nodes.may_hold(uid).map(|(node, reached)| Holder { node: node.clone(), reached }));
         let unconfirmed = match release(&holders, now.saturating_duration_since(since)) {
             Release::Wait => {
                 // Thousands of daemons may confirm one by one.
