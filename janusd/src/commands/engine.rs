@@ -114,7 +114,8 @@ impl Engine {
         keep_workers_panics_quiet();
         // Before any thread is started, and while it is still allowed.
         if let Err(error) = join_node_cgroups() {
-            const LACK: &str = "the cgroup namespace of the node's first process cannot be joined: pods may not be told";
+            const LACK: &str =
+                "the cgroup namespace of the node's first process cannot be joined: pods may not be told";
             // One machine's guards are in no pod, as a rule.
             if watched { tracing::warn!(%error, "{LACK}") } else { tracing::debug!(%error, "{LACK}") }
         }
