@@ -88,7 +88,9 @@ impl EventLine<'_> {
 
     /// A field that is text.
     fn text(&self, field: Specifier) -> Option<Cow<'_, [u8]>> {
-        let borrowed = |text: &'_ str| Cow::Owned(text.as_bytes().to_vec());
+        fn borrowed(text: &str) -> Cow<'_, [u8]> {
+            Cow::Borrowed(text.as_bytes())
+        }
         Some(match field {
             Specifier::Response => borrowed(self.outcome.word()),
             Specifier::Event => borrowed(self.event.kernel_name()),
@@ -125,7 +127,7 @@ pub fn render(format: &LogFormat, event: &EventLine<'_>, out: &mut String) {
                     if index > 0 {
                         out.push('\t');
                     }
-                    let _ = write!(out, "{}", Printable(part));
+                    escape(part.as_bytes(), Quoting::Plain, out);
                 }
             }
             Piece::Field(Specifier::Tags) => push_tags(event.tags, out),
@@ -246,20 +248,31 @@ fn is_unsafe(c: char) -> bool {
         )
 }
 
+/// What comes before the first character that is escaped, that one, and what comes behind it.
+fn split_at_escape(text: &str, quotes: bool) -> Option<(&str, char, &str)> {
+    let at = text.find(|c| is_unsafe(c) || quotes && matches!(c, '\\' | '\''))?;
+    let (plain, from) = text.split_at(at);
+    let mut chars = from.chars();
+    let c = chars.next()?;
+    Some((plain, c, chars.as_str()))
+}
+
 /// Appends `bytes`: `\n`, `\r`, `\t`, `\xNN` for other bytes below 0x80 and those that are no UTF-8, `\u{N}` for the
 /// rest of what [`is_unsafe`] names. With [`Quoting::Quoted`] no two inputs give the same output.
 fn escape(bytes: &[u8], quoting: Quoting, out: &mut String) {
     for chunk in bytes.utf8_chunks() {
-        for c in chunk.valid().chars() {
+        let quotes = quoting == Quoting::Quoted;
+        let mut rest = chunk.valid();
+        while let Some((plain, c, behind)) = split_at_escape(rest, quotes) {
+            out.push_str(plain);
             match c {
                 '\n' => out.push_str("\\n"),
                 '\r' => out.push_str("\\r"),
                 '\t' => out.push_str("\\t"),
-                '\\' | '\'' if quoting == Quoting::Quoted => {
+                '\\' | '\'' => {
                     out.push('\\');
                     out.push(c);
                 }
-                c if !is_unsafe(c) => out.push(c),
                 c if c.is_ascii() => {
                     let _ = write!(out, "\\x{:02x}", u32::from(c));
                 }
@@ -267,7 +280,9 @@ fn escape(bytes: &[u8], quoting: Quoting, out: &mut String) {
                     let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
                 }
             }
+            rest = behind;
         }
+        out.push_str(rest);
         for byte in chunk.invalid() {
             let _ = write!(out, "\\x{byte:02x}");
         }

@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use smallvec::SmallVec;
 
 use crate::guard::opener::{Opener, Wanted};
 use crate::line::{EventLine, LogFormat, Specifier, render, render_json};
@@ -132,6 +133,9 @@ impl GuardText {
     }
 }
 
+/// A path on its way to a line: of usual length it takes no allocation.
+pub type ShownPath = SmallVec<[u8; 88]>;
+
 /// One event that makes a line.
 #[derive(Debug, Clone)]
 pub struct Line {
@@ -146,7 +150,7 @@ pub struct Line {
     /// Whether the file is a directory.
     pub directory: bool,
     /// The file, as the container sees it.
-    pub path: Box<[u8]>,
+    pub path: ShownPath,
     /// The container whose name for the file that is.
     pub container: Option<Arc<str>>,
     /// The process that asked.
@@ -235,6 +239,10 @@ impl<W: Write> Writer<W> {
             guards.clear();
             if self.hurry.load(Ordering::Relaxed) {
                 return;
+            }
+            if lines.is_empty() {
+                // What comes meanwhile wakes nobody, and is written together.
+                std::thread::sleep(relay::GATHER);
             }
         }
     }
