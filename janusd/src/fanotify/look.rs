@@ -96,6 +96,15 @@ pub fn handle(file: BorrowedFd<'_>, features: &Features) -> Option<FileHandle> {
     sys::file_handle(file).ok()
 }
 
+/// The file's handle and the mount it was opened through, as [`Stat::mount`] tells it, in one call: `name_to_handle_at(2)`
+/// with `AT_HANDLE_MNT_ID_UNIQUE`, where the kernel has that.
+pub fn handle_and_mount(file: BorrowedFd<'_>, features: &Features) -> Option<(FileHandle, u64)> {
+    if !features.handles_with_mounts {
+        return None;
+    }
+    sys::file_handle_and_mount(file).ok()
+}
+
 /// The number of a directory's entry, itself if it is a symlink.
 ///
 /// # Errors

@@ -22,6 +22,8 @@ pub struct Features {
     pub unique_mount_ids: bool,
     /// `AT_HANDLE_FID`.
     pub handles: bool,
+    /// `AT_HANDLE_MNT_ID_UNIQUE` beside it (Linux 6.12), and mount ids that are unique.
+    pub handles_with_mounts: bool,
     /// `FAN_MARK_IGNORE` and `FAN_MARK_EVICTABLE`: the kernel can be told to answer for files that no rule denies.
     pub ignore_marks: bool,
 }
@@ -32,17 +34,25 @@ impl Features {
         let init = |extra| Group::init(Group::base_flags(Class::Content) | extra).is_ok();
         let root = rustix::fs::open(c"/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok();
         let unique = StatxFlags::from_bits_retain(sys::STATX_MNT_ID_UNIQUE);
+        let mount = |root: &OwnedFd| {
+            rustix::fs::statx(root, c"", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, unique)
+                .ok()
+                .filter(|found| found.stx_mask & sys::STATX_MNT_ID_UNIQUE != 0)
+                .map(|found| found.stx_mnt_id)
+        };
+        let tmpfs = detached_tmpfs().ok();
         Features {
             audit: init(fan::FAN_ENABLE_AUDIT),
             fd_error: init(sys::FAN_REPORT_FD_ERROR),
             pidfd: init(libc::FAN_REPORT_PIDFD),
-            unique_mount_ids: root.as_ref().is_some_and(|root| {
-                rustix::fs::statx(root, c"", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, unique)
-                    .is_ok_and(|found| found.stx_mask & sys::STATX_MNT_ID_UNIQUE != 0)
-            }),
+            unique_mount_ids: root.as_ref().and_then(mount).is_some(),
             ignore_marks: ignore_marks().is_ok(),
             // Asked of a tmpfs of our own: the root's file system may be one that has no handles.
-            handles: detached_tmpfs().is_ok_and(|tmpfs| sys::file_handle(tmpfs.as_fd()).is_ok()),
+            handles: tmpfs.as_ref().is_some_and(|tmpfs| sys::file_handle(tmpfs.as_fd()).is_ok()),
+            handles_with_mounts: tmpfs.as_ref().is_some_and(|tmpfs| {
+                let told = sys::file_handle_and_mount(tmpfs.as_fd()).map(|(_, mount)| mount).ok();
+                told.is_some() && told == mount(tmpfs)
+            }),
         }
     }
 }

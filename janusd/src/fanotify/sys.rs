@@ -23,6 +23,8 @@ pub(crate) const FAN_MARK_EVICTABLE: u32 = 0x200;
 pub(crate) const FAN_PRE_ACCESS: u64 = 0x0010_0000;
 /// `statx` mask bit: `stx_mnt_id` is an identifier that is never reused (Linux 6.8). Not in rustix.
 pub(crate) const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
+/// `name_to_handle_at` flag: the mount id is the one of [`STATX_MNT_ID_UNIQUE`] (Linux 6.12). Not in libc.
+const AT_HANDLE_MNT_ID_UNIQUE: c_int = 1;
 /// The largest file handle (`MAX_HANDLE_SZ` of `name_to_handle_at(2)`), bytes.
 const MAX_HANDLE: usize = 128;
 
@@ -112,7 +114,15 @@ struct RawHandle {
 /// # Errors
 /// EOPNOTSUPP where the file system gives none, EINVAL on kernels before 6.5 (no `AT_HANDLE_FID`).
 pub(crate) fn file_handle(file: BorrowedFd<'_>) -> io::Result<FileHandle> {
-    name_to_handle(file, c"", libc::AT_EMPTY_PATH)
+    name_to_handle(file, c"", libc::AT_EMPTY_PATH).map(|(handle, _)| handle)
+}
+
+/// The handle of an open file, and the unique id of the mount it was opened through.
+///
+/// # Errors
+/// As [`file_handle`]; EINVAL on kernels before 6.12.
+pub(crate) fn file_handle_and_mount(file: BorrowedFd<'_>) -> io::Result<(FileHandle, u64)> {
+    name_to_handle(file, c"", libc::AT_EMPTY_PATH | AT_HANDLE_MNT_ID_UNIQUE)
 }
 
 /// The handle of a directory's entry; symlinks are not followed.
@@ -120,14 +130,16 @@ pub(crate) fn file_handle(file: BorrowedFd<'_>) -> io::Result<FileHandle> {
 /// # Errors
 /// As [`file_handle`]; EINVAL for a name with a NUL in it.
 pub(crate) fn file_handle_at(directory: BorrowedFd<'_>, entry: &[u8]) -> io::Result<FileHandle> {
-    name_to_handle(directory, &CString::new(entry)?, 0)
+    name_to_handle(directory, &CString::new(entry)?, 0).map(|(handle, _)| handle)
 }
 
-fn name_to_handle(at: BorrowedFd<'_>, path: &CStr, flags: c_int) -> io::Result<FileHandle> {
+/// Beside the handle: the mount's id, of whichever kind `flags` asks for.
+fn name_to_handle(at: BorrowedFd<'_>, path: &CStr, flags: c_int) -> io::Result<(FileHandle, u64)> {
     let mut raw = RawHandle { handle_bytes: MAX_HANDLE as c_uint, handle_type: 0, f_handle: [0; MAX_HANDLE] };
-    let mut mount: c_int = 0;
+    // An int, or with AT_HANDLE_MNT_ID_UNIQUE a u64.
+    let mut mount: u64 = 0;
     // SAFETY: `raw` has the layout of struct file_handle with MAX_HANDLE bytes behind its header and says so in
-    // handle_bytes, so the kernel writes at most that much; `mount` is a valid int; `path` is NUL-terminated; all of them
+    // handle_bytes, so the kernel writes at most that much; `mount` has room for either kind of id; `path` is NUL-terminated; all of them
     // outlive the call.
     let done = unsafe {
         libc::syscall(
@@ -145,7 +157,7 @@ fn name_to_handle(at: BorrowedFd<'_>, path: &CStr, flags: c_int) -> io::Result<F
     let len = u8::try_from(raw.handle_bytes).unwrap_or(MAX_HANDLE as u8).min(MAX_HANDLE as u8);
     let mut bytes = [0; MAX_HANDLE];
     bytes[..usize::from(len)].copy_from_slice(&raw.f_handle[..usize::from(len)]);
-    Ok(FileHandle { kind: raw.handle_type, len, bytes })
+    Ok((FileHandle { kind: raw.handle_type, len, bytes }, mount))
 }
 
 /// `fanotify_mark(2)` on the object behind `target`, named through `/proc/self/fd`, so that no path of a container is

@@ -119,6 +119,9 @@ pub struct SiteRules {
     pub events: Events,
 }
 
+/// What the kernel puts behind the path of a file that has lost the name it was opened by.
+pub const DELETED: &[u8] = b" (deleted)";
+
 /// More names than this are judged through a heap allocation: nothing is left out.
 const USUAL_NAMES: usize = 8;
 
@@ -145,7 +148,7 @@ impl SiteRules {
     /// The names of a file whose path may say that it is deleted. With no name left it is; with others, either the name
     /// is gone or the file is called so, and both readings count: the links were counted a moment before.
     fn names(&self, tree: &Tree, path: &[u8], links: u32, names: &mut Names) -> bool {
-        match path.strip_suffix(b" (deleted)") {
+        match path.strip_suffix(DELETED) {
             None => self.view.names(tree, path, names),
             Some(gone) => {
                 let placed = self.view.names(tree, gone, names);

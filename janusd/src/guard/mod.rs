@@ -29,6 +29,7 @@ pub mod opener;
 pub mod problem;
 pub mod reach;
 mod rescue;
+mod sight;
 pub mod site;
 mod slots;
 mod standing;

@@ -22,17 +22,18 @@ use rustix::io::Errno;
 use super::board::nanos;
 use super::groups::{Groups, Queue};
 use super::inbox::{Awaited, Held, Inbox};
-use super::judge::{Ask, Asker, Judge, Known, Mount, Seen, Verdict};
+use super::judge::{Ask, Asker, Judge, Known, Mount, Verdict};
 use super::kin::Kin;
 use super::known::{Fingerprint, Fingerprints, Learned, Pool};
 use super::lookup::{self, Lookups, MountRequest, ProcessRequest};
 use super::opener::{Opener, Wanted};
+use super::sight::Sight;
 use super::site::SiteId;
 use super::transfer::Outstanding;
-use super::view::{Names, Tree};
+use super::view::Tree;
 use crate::doorbell::{Bell, Mailbox, Speaker};
 use crate::events::relay::Watched;
-use crate::events::{GuardText, Line};
+use crate::events::{GuardText, Line, ShownPath};
 use crate::fanotify::answer::{Answer, BATCH, Outcome};
 use crate::fanotify::look::{self, Stat};
 use crate::fanotify::{Features, PermissionEvent, ReadError};
@@ -42,6 +43,15 @@ use crate::process::look::{Anchor, Found, NodeAgents};
 
 /// Commands that take longer than this are interrupted for events, which have a deadline.
 const COMMANDS: Duration = Duration::from_millis(100);
+/// How long the next event is awaited without sleeping, and how soon it must have come last time for that. To be woken
+/// costs several times this thread's work, more so on another CPU.
+const LINGER: Duration = Duration::from_micros(50);
+/// A thread that yields for longer has let another one run: the CPU is wanted.
+const YIELD: Duration = Duration::from_micros(2);
+/// So many times it goes to sleep at once then, before it tries that again; twice as often each time, up to the other.
+const SLEEPS: (u16, u16) = (4, 1024);
+/// Files of a batch whose decision is remembered for other events of the same batch.
+const EXAMPLES: usize = 16;
 /// Files that are told to another process: so that telling them makes no opener late.
 const MOST_TOLD: usize = 100_000;
 
@@ -202,18 +212,18 @@ pub(super) struct Worker {
     pub(super) inbox: Inbox,
     pub(super) mailbox: Mailbox<Command>,
     pub(super) orders: Arc<Orders>,
-    kernel: Kernel,
+    kernel: Sight,
     batch: Batch,
     /// Who waits for it to have answered all that it had read.
     parking: Option<Sender<Parked>>,
-}
-
-/// What is needed to look at files; refilled, never reallocated.
-struct Kernel {
-    paths: look::Names,
-    names: Names,
-    /// Of the file that was judged last, if its number was suspect.
-    fingerprint: Option<Fingerprint>,
+    /// One opener opens one file after the other, and is likely to be back before this thread would have gone to sleep.
+    /// Never so with several of them: what is answered together costs least, and they come together when they are let
+    /// go together.
+    lingers: bool,
+    /// How many times more it does not, since somebody else wants the CPU: perhaps the opener itself.
+    sleeps: u16,
+    /// How many times it will not, the next time that somebody wants it.
+    respect: u16,
 }
 
 /// What came of a batch, event by event; refilled, never reallocated.
@@ -221,6 +231,8 @@ struct Kernel {
 struct Batch {
     decisions: Vec<Option<Decision>>,
     notes: Vec<Note>,
+    /// Those whose decision holds for other events on their file.
+    examples: Vec<usize>,
     shown: Vec<u8>,
     denied: Vec<u8>,
     answers: Vec<Answer>,
@@ -258,11 +270,32 @@ struct Brought<'a> {
 impl<'a> Brought<'a> {
     const NOTHING: Brought<'static> = Brought { tree: None, asker: Asker::Unasked, origin: None };
 
+    fn is_nothing(&self) -> bool {
+        self.tree.is_none() && self.asker == Asker::Unasked && self.origin.is_none()
+    }
+
     fn mount(&self) -> Mount<'a> {
         match self.tree {
             None => Mount::Unasked,
             Some(Ok(tree)) => Mount::Tree(tree),
             Some(Err(failure)) => Mount::Failed(*failure),
+        }
+    }
+}
+
+/// What there is to be done, as poll said. What came later it says next time.
+#[derive(Clone, Copy)]
+struct Ready {
+    mailbox: bool,
+    wide: bool,
+    near: bool,
+}
+
+impl Ready {
+    fn has(self, queue: Queue) -> bool {
+        match queue {
+            Queue::Wide => self.wide,
+            Queue::Near => self.near,
         }
     }
 }
@@ -275,12 +308,21 @@ impl Worker {
         mailbox: Mailbox<Command>,
         orders: Arc<Orders>,
     ) -> Result<Worker, (std::io::Error, Box<Inbox>)> {
-        let paths = match look::Names::new() {
-            Ok(paths) => paths,
+        let kernel = match Sight::new() {
+            Ok(kernel) => kernel,
             Err(errno) => return Err((errno.into(), Box::new(inbox))),
         };
-        let kernel = Kernel { paths, names: Names::default(), fingerprint: None };
-        Ok(Worker { inbox, mailbox, orders, kernel, batch: Batch::default(), parking: None })
+        Ok(Worker {
+            inbox,
+            mailbox,
+            orders,
+            kernel,
+            batch: Batch::default(),
+            parking: None,
+            lingers: false,
+            sleeps: 0,
+            respect: SLEEPS.0,
+        })
     }
 
     /// Answers events until it is told to stop. `inbox` may hold what a predecessor left.
@@ -289,17 +331,21 @@ impl Worker {
         self.begin_work();
         self.judge_and_answer(Brought::NOTHING);
         loop {
-            self.inbox.board.station.phase.idle(nanos(Instant::now()));
-            let waited = self.wait();
-            self.begin_work();
+            let idle = Instant::now();
+            self.inbox.board.station.phase.idle(nanos(idle));
+            let waited = self.wait(idle);
+            self.lingers = self.begin_work().duration_since(idle) < LINGER;
             if self.inbox.board.station.is_abandoned() {
                 return End::Abandoned;
             }
-            if let Err(errno) = waited {
-                return End::GroupLost(errno);
-            }
+            let ready = match waited {
+                Ok(ready) => ready,
+                Err(errno) => return End::GroupLost(errno),
+            };
             self.inbox.tidy();
-            self.mailbox.quiet();
+            if ready.mailbox {
+                self.mailbox.quiet();
+            }
             let began = Instant::now();
             while let Ok(Some(command)) = self.mailbox.take() {
                 match command {
@@ -371,8 +417,10 @@ impl Worker {
                 }
                 continue;
             }
-            for queue in [Queue::Wide, Queue::Near] {
-                match self.read(queue) {
+            for queue in [Queue::Wide, Queue::Near].into_iter().filter(|queue| ready.has(*queue)) {
+                let read = self.read(queue);
+                self.lingers &= self.batch.decisions.len() <= 1;
+                match read {
                     Ok(()) | Err(ReadError::Empty) => {}
                     Err(error @ ReadError::Record(_)) => return End::Misread(error),
                     Err(ReadError::Read(errno @ (Errno::BADF | Errno::INVAL | Errno::FAULT))) => {
@@ -386,15 +434,17 @@ impl Worker {
     }
 
     /// From here on the deadline runs.
-    fn begin_work(&self) {
+    fn begin_work(&self) -> Instant {
         let station = &self.inbox.board.station;
-        station.phase.working(nanos(Instant::now()));
+        let now = Instant::now();
+        station.phase.working(nanos(now));
         if station.wakes_the_watchdog() {
             self.inbox.desk.watchdog.ring();
         }
+        now
     }
 
-    fn wait(&self) -> Result<(), Errno> {
+    fn wait(&mut self, from: Instant) -> Result<Ready, Errno> {
         let looked_up = self.inbox.held.iter().filter(|held| held.awaited != Awaited::Rules);
         let overdue = looked_up.map(|held| held.since).min();
         let left = overdue.map(|oldest| lookup::DEADLINE.saturating_sub(oldest.elapsed()));
@@ -410,11 +460,39 @@ impl Worker {
             PollFd::new(&self.inbox.groups.wide, PollFlags::IN),
             PollFd::new(&self.inbox.groups.near, PollFlags::IN),
         ];
-        let awaited = if self.inbox.board.station.is_parked() { &mut fds[..1] } else { &mut fds[..] };
-        match poll(awaited, timeout.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
-            Err(errno) => Err(errno),
+        let parked = self.inbox.board.station.is_parked();
+        let awaited = if parked { &mut fds[..1] } else { &mut fds[..] };
+        let mut ready = 0;
+        if self.lingers && timeout.is_none() && !parked {
+            self.sleeps = self.sleeps.saturating_sub(1);
+            if self.sleeps == 0 {
+                ready = poll(awaited, Some(&Timespec::default()))?;
+            }
+            let mut now = from;
+            while self.sleeps == 0 && ready == 0 && now.duration_since(from) < LINGER {
+                let before = Instant::now();
+                std::thread::yield_now();
+                now = Instant::now();
+                if now.duration_since(before) > YIELD {
+                    self.sleeps = self.respect;
+                    self.respect = (self.respect * 2).min(SLEEPS.1);
+                    break;
+                }
+                ready = poll(awaited, Some(&Timespec::default()))?;
+                if ready != 0 {
+                    self.respect = SLEEPS.0;
+                }
+            }
         }
+        if ready == 0 {
+            match poll(awaited, timeout.as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        // An error is something to be read, too.
+        let [mailbox, wide, near] = fds.map(|fd| !fd.revents().is_empty());
+        Ok(Ready { mailbox, wide, near })
     }
 
     /// Reads one batch of one group and answers it, even if reading failed behind its first events.
@@ -438,6 +516,7 @@ impl Worker {
     fn judge_and_answer(&mut self, brought: Brought<'_>) {
         self.batch.decisions.clear();
         self.batch.notes.clear();
+        self.batch.examples.clear();
         self.batch.shown.clear();
         self.batch.denied.clear();
         for at in 0..self.inbox.fresh.len() {
@@ -467,10 +546,17 @@ impl Worker {
             // It was overdue. Whoever answers it now, answers this.
             Some(Decision { line: false, ..self.orders.judge.failed(Failure::Deadline) })
         } else {
-            match self.kernel.look(event, &self.inbox.desk.features) {
+            match self.kernel.look(&self.inbox, event, &self.orders) {
                 Ok(stat) => {
                     note.stat = Some(stat);
-                    self.judge_seen(at, &stat, brought, &mut note)
+                    if let Some(example) = self.example(at, &stat) {
+                        return self.judge_alike(at, example, note);
+                    }
+                    let decision = self.judge_seen(at, &stat, brought, &mut note);
+                    if brought.is_nothing() && self.is_exemplary(&stat, decision.as_ref()) {
+                        self.batch.examples.push(at);
+                    }
+                    decision
                 }
                 Err(failure) => Some(self.orders.judge.failed(failure)),
             }
@@ -483,20 +569,64 @@ impl Worker {
         decision
     }
 
+    /// Whether the decision just made is that of every event of this batch on the same file, through the same mount. Then
+    /// what costs most, the file's path, is asked for once.
+    ///
+    /// That is no cache, and nothing goes stale: whoever is in this batch has waited since before it was read, so where the
+    /// file was at any moment since then is where it was while they waited. It has this one name, so that they opened it
+    /// by this one.
+    fn is_exemplary(&self, stat: &Stat, decision: Option<&Decision>) -> bool {
+        stat.links == 1
+            && self.kernel.path_holds()
+            && self.batch.examples.len() < EXAMPLES
+            && decision.is_some_and(|it| it.depends.is_nothing() && !matches!(it.reason, Reason::Failure(_)))
+    }
+
+    fn example(&self, at: usize, stat: &Stat) -> Option<usize> {
+        let fresh = &self.inbox.fresh;
+        self.batch.examples.iter().copied().find(|example| {
+            fresh[*example].event == fresh[at].event
+                && self.batch.notes[*example].stat.is_some_and(|other| {
+                    (other.inode, other.mount, other.links) == (stat.inode, stat.mount, stat.links)
+                })
+        })
+    }
+
+    /// What holds for the example holds for this one. What is to be learned of their file, it has learned.
+    fn judge_alike(&mut self, at: usize, example: usize, mut note: Note) -> Option<Decision> {
+        let decision = self.batch.decisions[example];
+        let site = self.batch.notes[example].site;
+        note.site = site;
+        note.denied_to = self.batch.denied.len();
+        self.batch.notes.push(note);
+        if decision.is_some_and(|decision| decision.line) {
+            let from = example.checked_sub(1).map_or(0, |before| self.batch.notes[before].shown_to);
+            let shown = from..self.batch.notes[example].shown_to;
+            self.batch.shown.extend_from_within(shown);
+            self.note(at, site, None);
+        }
+        decision
+    }
+
     /// Remembers what is to be learned, told and left to the kernel of the event. Its names are at hand only now.
     fn remember(&mut self, at: usize, decision: &Decision, origin: Option<Origin>) {
         if decision.line {
-            self.note(at, origin);
+            if let Some(name) = self.kernel.names().iter().next() {
+                self.batch.shown.extend_from_slice(name);
+            } else if let Some(path) = self.kernel.path(&self.inbox.fresh[at]) {
+                self.batch.shown.extend_from_slice(path);
+            }
+            self.note(at, self.kernel.names().site(), origin);
         }
         let Self { inbox, kernel, orders, batch, .. } = self;
         let Some(note) = batch.notes.last_mut() else { return };
         let Some(stat) = note.stat.filter(|_| !note.own) else { return };
         let denied = decision.response == Response::Deny || decision.would_deny;
         if decision.rule.is_some() && (denied || matches!(decision.reason, Reason::Except | Reason::NodeAgent)) {
-            if inbox.known.names(stat.inode, kernel.fingerprint).next().is_none()
+            if inbox.known.names(stat.inode, kernel.fingerprint()).next().is_none()
                 && let Some(site) = note.site
                 && let Some(name) =
-                    kernel.names.iter().find(|name| orders.judge.denies(site, name, stat.is_directory()))
+                    kernel.names().iter().find(|name| orders.judge.denies(site, name, stat.is_directory()))
             {
                 batch.denied.extend_from_slice(name);
                 note.denied_to = batch.denied.len();
@@ -506,8 +636,9 @@ impl Worker {
                 && inbox.queue == Queue::Wide
                 && matches!(decision.reason, Reason::NoRule | Reason::RuleAllow)
                 && !decision.line
-                && inbox.may_ignore(&stat)
-                && kernel.indifferent(&inbox.fresh[at], &stat, &*orders.judge);
+                && kernel.current(inbox, &inbox.fresh[at], &stat).is_some_and(|stat| {
+                    inbox.may_ignore(&stat) && kernel.indifferent(&inbox.fresh[at], &stat, &*orders.judge)
+                });
         }
     }
 
@@ -522,8 +653,8 @@ impl Worker {
             note.awaited = Some(Awaited::Rules);
             return None;
         }
-        let verdict = kernel.judge(inbox, event, stat, orders, brought);
-        note.site = kernel.names.site();
+        let verdict = kernel.judge(inbox, event, stat, orders, brought.mount(), brought.asker);
+        note.site = kernel.names().site();
         if verdict != Verdict::AskMount {
             return conclude(inbox, orders, event, brought, note, verdict);
         }
@@ -533,8 +664,8 @@ impl Worker {
         };
         let refused = Err(failure);
         let brought = Brought { tree: Some(&refused), ..brought };
-        let verdict = kernel.judge(inbox, event, stat, orders, brought);
-        note.site = kernel.names.site();
+        let verdict = kernel.judge(inbox, event, stat, orders, brought.mount(), brought.asker);
+        note.site = kernel.names().site();
         conclude(inbox, orders, event, brought, note, verdict)
     }
 
@@ -553,18 +684,13 @@ impl Worker {
         }
     }
 
-    /// Remembers what an event's line will show.
-    fn note(&mut self, at: usize, origin: Option<Origin>) {
+    /// Remembers what an event's line will show besides its path, which is the last in `shown`.
+    fn note(&mut self, at: usize, site: Option<SiteId>, origin: Option<Origin>) {
         let event = &self.inbox.fresh[at];
-        if let Some(name) = self.kernel.names.iter().next() {
-            self.batch.shown.extend_from_slice(name);
-        } else if let Ok(path) = self.kernel.paths.of(&event.file) {
-            self.batch.shown.extend_from_slice(path);
-        }
         let watched = self.inbox.desk.watched.concerns(&self.orders.text);
         let wanted = if watched { Wanted::EVERYTHING } else { self.orders.wanted };
         let opener = (wanted != Wanted::default()).then(|| {
-            let post = self.orders.post(self.kernel.names.site());
+            let post = self.orders.post(site);
             let user = |ours| post.and_then(|post| post.anchor.user(ours));
             Opener { origin, ..Opener::look(event.pid, wanted, user) }
         });
@@ -599,6 +725,7 @@ impl Worker {
         let seconds = self.inbox.read_at.elapsed().as_secs_f64();
         let mut answered = 0;
         let mut shown_from = 0;
+        let mut now = None;
         for ((decision, note), outcome) in
             self.batch.decisions.iter().zip(&mut self.batch.notes).zip(&self.batch.outcomes)
         {
@@ -616,12 +743,12 @@ impl Worker {
                     self.inbox.desk.metrics.answered(event.event, decision, seconds);
                     if decision.line {
                         let line = Line {
-                            at: SystemTime::now(),
+                            at: *now.get_or_insert_with(SystemTime::now),
                             text: self.orders.text.clone(),
                             decision: *decision,
                             event: event.event,
                             directory: note.stat.is_some_and(|stat| stat.is_directory()),
-                            path: shown.into(),
+                            path: ShownPath::from_slice(shown),
                             container: self.orders.post(note.site).and_then(|post| post.container.clone()),
                             pid: event.pid,
                             opener: note.opener.take(),
@@ -808,42 +935,3 @@ fn ask_process(inbox: &Inbox, orders: &Orders, event: &PermissionEvent, ask: &As
 
 /// The answer to ourselves.
 const OWN: Decision = Decision::ALLOW;
-
-impl Kernel {
-    fn look(&self, event: &PermissionEvent, features: &Features) -> Result<Stat, Failure> {
-        look::stat(event.file.as_fd(), features).map_err(|_| Failure::StatFailed)
-    }
-
-    fn judge(
-        &mut self,
-        inbox: &Inbox,
-        event: &PermissionEvent,
-        stat: &Stat,
-        orders: &Orders,
-        brought: Brought<'_>,
-    ) -> Verdict {
-        let Orders { judge, by_handle, .. } = orders;
-        let by_handle = *by_handle;
-        // On an overlay a number may change with a copy-up, so there the handle is asked for whenever anything is known.
-        let suspect = inbox.known.suspects(stat.inode) || (by_handle && !inbox.known.is_empty());
-        self.fingerprint = if suspect { inbox.desk.fingerprint(event.file.as_fd()) } else { None };
-        let path = self.paths.of(&event.file).ok();
-        let seen = Seen {
-            event: event.event,
-            stat: *stat,
-            path,
-            fingerprint: self.fingerprint,
-            near: inbox.queue == Queue::Near,
-            asker: brought.asker,
-        };
-        judge.judge(&seen, brought.mount(), &inbox.known, &mut self.names)
-    }
-
-    /// Whether nobody needs to be asked again about this file.
-    fn indifferent(&mut self, event: &PermissionEvent, stat: &Stat, judge: &dyn Judge) -> bool {
-        match self.paths.of(&event.file) {
-            Ok(path) => judge.indifferent(stat, path, &mut self.names),
-            Err(_) => false,
-        }
-    }
-}
