@@ -63,7 +63,11 @@ impl Case {
     }
 
     pub(crate) fn directory(&self) -> Directory {
-        Directory::start(&self.watch, self.scratch("directory"))
+        self.directory_named("directory")
+    }
+
+    pub(crate) fn directory_named(&self, name: &str) -> Directory {
+        Directory::start(&self.watch, self.scratch(name))
     }
 
     pub(crate) fn host(&self) -> Agent {

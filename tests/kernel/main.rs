@@ -20,6 +20,7 @@ mod container;
 mod crowd;
 mod daemon;
 mod directory;
+mod fapolicyd;
 mod faults;
 mod floods;
 mod floor;

@@ -21,10 +21,12 @@ type Measure = (&'static str, fn(&Case));
 
 pub(crate) const MEASURES: &[Measure] = &[
     ("opens", opens),
-    ("floor_one_opener", floor::one_opener),
-    ("floor_many_openers", floor::many_openers),
-    ("floor_unasked", floor::unasked),
-    ("floor_execs", floor::execs),
+    ("table", floor::table),
+    ("floor_one_opener", |case| floor::part(case, floor::one_opener)),
+    ("floor_many_openers", |case| floor::part(case, floor::many_openers)),
+    ("floor_unasked", |case| floor::part(case, floor::unasked)),
+    ("floor_execs", |case| floor::part(case, floor::execs)),
+    ("floor_peer", |case| floor::part(case, floor::peer)),
     ("floor_short", floor::short),
     ("a_large_tree", a_large_tree),
     ("guards_500", |case| guards(case, 500)),
@@ -93,8 +95,20 @@ fn opens(case: &Case) {
     row("a denied file", open_takes(&container, "/denied/file"));
 }
 
-/// A tree of 100,000 files under one deny.
+/// What a tree takes, each entry of it.
+pub(crate) struct Tree {
+    /// To arm.
+    pub(crate) microseconds: f64,
+    /// In janusd.
+    pub(crate) bytes: f64,
+}
+
 fn a_large_tree(case: &Case) {
+    tree(case);
+}
+
+/// A tree of 100,000 files under one deny.
+pub(crate) fn tree(case: &Case) -> Tree {
     const FILES: usize = 100_000;
     let place = case.directory();
     let directories = 100;
@@ -113,7 +127,7 @@ fn a_large_tree(case: &Case) {
     let started = Instant::now();
     let janusd = case.guard(&place, &manifest::guard(&["{deny: [/denied], events: [open], log: None}"]));
     let armed = started.elapsed() - floor;
-    let Some(janusd) = janusd.running() else { return };
+    let janusd = janusd.running().expect("a bench has no control");
     let metrics = janusd.metrics();
     let known = metrics.sum("janus_guard_identities", &[]);
     let bytes = metrics.sum("janus_guard_identity_bytes", &[]);
@@ -132,6 +146,7 @@ fn a_large_tree(case: &Case) {
     );
     let file: PathBuf = place.at("/denied/d000/file-00000.json");
     println!("  an open in it: {:.1} µs", open_takes(&case.host(), file.to_str().unwrap()));
+    Tree { microseconds: armed.as_secs_f64() * 1e6 / FILES as f64, bytes: bytes as f64 / known as f64 }
 }
 
 /// Raised by janusd, and put back here: this machine is not ours.
@@ -139,17 +154,13 @@ const GROUPS: &str = "/proc/sys/fs/fanotify/max_user_groups";
 
 /// So many guards in one process, each on a small root of its own.
 fn guards(case: &Case, count: usize) {
-    let before = fs::read_to_string(GROUPS).unwrap();
     println!("\n  {count} guards, armed from a few threads; RSS, threads, fds: with them, less without");
     println!(
         "  {:<12} {:>8} {:>8} {:>7} {:>9} {:>8} {:>7} {:>8} {:>7}",
         "roots", "armed s", "CPU s", "marks", "RSS MiB", "threads", "fds", "idle %", "stop s"
     );
     for kind in [Kind::Directories, Kind::Tmpfs, Kind::Containers] {
-        let scratch = case.scratch(kind.word());
-        fs::create_dir(&scratch).unwrap();
-        let seen = crowd::run(&case.watch, &scratch, kind, count, Duration::from_secs(10));
-        assert_eq!(seen.guards, count, "{:?}", seen.refused.first());
+        let seen = so_many_guards(case, kind, count);
         let (before, after) = (&seen.before, &seen.after);
         println!(
             "  {:<12} {:>8.2} {:>8.2} {:>7} {:>9.1} {:>8} {:>7} {:>8.3} {:>7.2}   RSS in all {:.1} MiB",
@@ -165,7 +176,17 @@ fn guards(case: &Case, count: usize) {
             after.rss_kb as f64 / 1024.0,
         );
     }
+}
+
+/// So many guards on roots of one kind.
+pub(crate) fn so_many_guards(case: &Case, kind: Kind, count: usize) -> crowd::Seen {
+    let before = fs::read_to_string(GROUPS).unwrap();
+    let scratch = case.scratch(kind.word());
+    fs::create_dir(&scratch).unwrap();
+    let seen = crowd::run(&case.watch, &scratch, kind, count, Duration::from_secs(10));
     fs::write(GROUPS, before).unwrap();
+    assert_eq!(seen.guards, count, "{:?}", seen.refused.first());
+    seen
 }
 
 /// The kernel's slab memory, kB.

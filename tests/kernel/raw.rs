@@ -319,6 +319,8 @@ pub(crate) enum Mark {
     Inode,
     /// Execs of it.
     Execute,
+    /// Both: an exec asks twice.
+    Both,
 }
 
 /// A fanotify group that allows whatever it is asked, for comparison: no code of janusd is in it.
@@ -348,6 +350,7 @@ impl BareGroup {
         let mask = match mark {
             Mark::Inode => libc::FAN_OPEN_PERM,
             Mark::Execute => libc::FAN_OPEN_EXEC_PERM,
+            Mark::Both => libc::FAN_OPEN_PERM | libc::FAN_OPEN_EXEC_PERM,
         };
         // SAFETY: the path ends with a zero and outlives the call.
         let result =

@@ -100,7 +100,7 @@ pub(crate) fn build_node(scratch: &Path) -> io::Result<()> {
 }
 
 /// A new file system in a file, mounted by a loop device that goes when it is unmounted.
-fn mount_new(kind: &str, scratch: &Path) -> io::Result<()> {
+pub(crate) fn mount_new(kind: &str, scratch: &Path) -> io::Result<()> {
     let (image, point) = (scratch.join("image"), scratch.join("mounted"));
     File::create(&image)?.set_len(if kind == "xfs" { 320 << 20 } else { 160 << 20 })?;
     let quiet = if kind == "ext4" { "-Fq" } else { "-q" };
