@@ -130,7 +130,12 @@ fn serve(options: Options) -> Result<(), Failed> {
             place.listener,
             heir,
             holder,
-            Host { registry: registry.clone(), admin: admin.clone(), kin: kin.clone() },
+            Host {
+                registry: registry.clone(),
+                admin: admin.clone(),
+                kin: kin.clone(),
+                watchdog: engine.shared.watchdog.clone(),
+            },
         )
     });
     let giving = giving.transpose().map_err(failed("hand-over thread"))?;

@@ -9,6 +9,7 @@ use std::ffi::{CStr, CString, c_int, c_uint, c_ushort};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use fanotify::low_level;
 use seccompiler::BpfProgramRef;
@@ -61,6 +62,19 @@ pub(crate) fn read_shared(file: BorrowedFd<'_>, words: &[AtomicU64]) -> io::Resu
     // reference. Others load them as whole words; whatever they find there is a valid u64.
     let read = unsafe { libc::read(file.as_raw_fd(), words.as_ptr().cast_mut().cast(), room) };
     usize::try_from(read).map_err(|_negative| io::Error::last_os_error())
+}
+
+/// The CPU time that a process has used; `None`: there is none of that number, or it cannot be told.
+pub(crate) fn cpu_time(pid: i32) -> Option<Duration> {
+    /// `CPUCLOCK_SCHED` of the kernel, whose macro for such clocks no library has.
+    const SCHED: libc::clockid_t = 2;
+    let clock = (!pid << 3) | SCHED;
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is writable for the duration of the call; a clock that is none is refused.
+    if unsafe { libc::clock_gettime(clock, &raw mut time) } != 0 {
+        return None;
+    }
+    Some(Duration::new(time.tv_sec.try_into().ok()?, time.tv_nsec.try_into().ok()?))
 }
 
 /// Closes many descriptors, runs of neighbours with one `close_range(2)` each.

@@ -14,6 +14,12 @@
 //! One that is not back after a while is *lost*: the keeper is told, and replaces it ([`super::keeper`]). One inside of a
 //! read is given up sooner: each other event of that kind would take one more thread.
 //!
+//! Where a holder keeps the groups as well ([`crate::handover::hold`]), it is told by *beats* that the process goes on: one
+//! each turn, five a second. They come from this thread, since while it goes on nobody else is needed.
+//!
+//! It may itself have been stopped, with the whole process or for want of a CPU. What is overdue then has waited for nobody
+//! in here, so workers are left to answer by their rules for one more look, once.
+//!
 //! Must never block, log, or take a lock that a worker or whoever waits for one may hold.
 
 use std::collections::HashMap;
@@ -48,6 +54,8 @@ const LOOKS: u32 = 10;
 const MOST_RESCUERS: usize = 16;
 /// How long whoever ends a guard waits until its groups are let go here as well.
 const LET_GO: Duration = Duration::from_millis(500);
+/// How often it beats.
+pub(crate) const BEAT: Duration = Duration::from_millis(200);
 /// The bell's number among the epoll's; guards have others.
 const BELL: u64 = u64::MAX;
 
@@ -78,6 +86,8 @@ enum Message {
     Drain(u64),
     /// The worker has ended. Answered when the groups are let go.
     Forget(u64, Option<Sender<()>>),
+    /// Where to beat from now on, if anywhere.
+    Beat(Option<OwnedFd>),
 }
 
 impl Watchdog {
@@ -89,7 +99,7 @@ impl Watchdog {
         let (door, mailbox) = doorbell::channel()?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &mailbox, epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)?;
-        let post = Lookout { epoll, mailbox, deadline, watched: HashMap::new(), leaving: Vec::new() };
+        let post = Lookout { epoll, mailbox, deadline, watched: HashMap::new(), leaving: Vec::new(), pulse: None };
         let thread = std::thread::Builder::new().name("janus-watchdog".into()).spawn(move || post.keep())?;
         Ok((Watchdog { door, next: Arc::default() }, WatchdogThread(thread)))
     }
@@ -97,6 +107,12 @@ impl Watchdog {
     /// Wakes it.
     pub(super) fn bell(&self) -> Bell {
         self.door.bell()
+    }
+
+    /// Has it beat on an eventfd that does not block, or no more.
+    pub(crate) fn beat(&self, on: Option<OwnedFd>) {
+        // Gone only when the process ends.
+        let _gone = self.door.send(Message::Beat(on));
     }
 
     /// Watches a worker. `keeper` is told when its condition changes.
@@ -173,6 +189,8 @@ struct Lookout {
     deadline: Duration,
     watched: HashMap<u64, Watched>,
     leaving: Vec<Leaving>,
+    /// Where to beat, and when next.
+    pulse: Option<(OwnedFd, Instant)>,
 }
 
 impl Lookout {
@@ -180,10 +198,13 @@ impl Lookout {
         let mut events = Vec::with_capacity(64);
         // Nobody can send any more: what is to be drained is, and then it ends.
         let mut ending = None;
+        let mut was_late = false;
         while ending.is_none_or(|end| Instant::now() < end && !self.watched.is_empty()) {
+            let timeout = self.timeout(ending);
             // A failure (EINTR) is as good as nothing there.
-            let _asked_again = epoll::wait(&self.epoll, spare_capacity(&mut events), self.timeout(ending).as_ref());
+            let _asked_again = epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref());
             let now = Instant::now();
+            self.beat(now);
             for event in events.drain(..) {
                 if let Some(watched) = self.watched.get_mut(&event.data.u64()) {
                     watched.notice(now, self.deadline);
@@ -201,6 +222,13 @@ impl Lookout {
                 }
             }
             let mut drained = Vec::new();
+            let overslept = self.watched.values().filter_map(|watched| watched.due).min();
+            let overslept = overslept.is_some_and(|due| now.saturating_duration_since(due) >= self.deadline / 2);
+            // Twice in a row it is too slow, and not stopped: then nobody is to wait for that.
+            was_late = overslept && !was_late;
+            if was_late {
+                self.watched.values_mut().for_each(|watched| watched.put_off(now, self.deadline));
+            }
             for (id, watched) in &mut self.watched {
                 if !watched.client.station.is_left_alone() {
                     watched.notice(now, self.deadline);
@@ -234,6 +262,7 @@ impl Lookout {
 
     fn timeout(&self, ending: Option<Instant>) -> Option<Timespec> {
         let looks = self.watched.values().filter_map(|watched| watched.due).chain(ending);
+        let looks = looks.chain(self.pulse.as_ref().map(|(_, next)| *next));
         let next = looks.chain((!self.leaving.is_empty()).then(|| Instant::now() + PULSE)).min()?;
         let left = next.saturating_duration_since(Instant::now());
         Some(Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() })
@@ -269,6 +298,18 @@ impl Lookout {
                 }
             }
             Message::Forget(id, tell) => self.forget(id, tell),
+            Message::Beat(on) => {
+                self.pulse = on.map(|on| (on, now));
+                self.beat(now);
+            }
+        }
+    }
+
+    fn beat(&mut self, now: Instant) {
+        if let Some((on, next)) = self.pulse.as_mut().filter(|(_, next)| *next <= now) {
+            // Fails only when the count is at its maximum: nobody has looked for ages.
+            let _unseen = rustix::io::write(on, &1_u64.to_ne_bytes());
+            *next = now + BEAT;
         }
     }
 
@@ -313,6 +354,13 @@ impl Watched {
     fn notice(&mut self, now: Instant, deadline: Duration) {
         if self.due.is_none() {
             self.noticed = Some((self.client.station.phase.now(), now));
+            self.due = Some(now + deadline / LOOKS);
+        }
+    }
+
+    /// Looks a little later.
+    fn put_off(&mut self, now: Instant, deadline: Duration) {
+        if self.due.is_some_and(|due| due <= now) {
             self.due = Some(now + deadline / LOOKS);
         }
     }

@@ -1,17 +1,24 @@
-//! What this janusd has with the holder, kept up to date: should it be killed, the holder keeps its groups open.
+//! What this janusd has with the holder, kept up to date: should it be killed, the holder keeps its groups open; should it be
+//! stopped, the holder answers in its place, and says afterwards what.
+//!
+//! It beats while it has guards there and nobody else can be reading them. During a hand-over another janusd may, so it is
+//! still: of what it has deposited the holder then answers nothing.
 
 use std::collections::BTreeMap;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use prost::Message;
+use rustix::event::{EventfdFlags, eventfd};
 
 use super::link::{Link, LinkError};
-use super::message::{Deposit, DepositKnown, Estate, Highest, Known, Part, Unit, Withdraw};
+use super::message::{Deposit, DepositKnown, Estate, Highest, Known, Part, Pulse, Stood, Unit, Withdraw};
 use crate::doorbell::Bell;
 use crate::fanotify::group;
 use crate::guard::transfer::Transfer;
+use crate::guard::watchdog::Watchdog;
 use crate::limits::DESCRIPTORS_LEFT;
+use crate::metrics::Counts;
 use crate::policy::{Enforcement, FailurePolicy};
 use crate::registry::{Bequest, Registry};
 use crate::wire::UnitId;
@@ -38,14 +45,16 @@ pub(super) struct Depot {
     lacks_some: bool,
     /// The highest number of an event that the holder knows of.
     highest: i32,
+    watchdog: Watchdog,
+    beats: bool,
 }
 
 impl Depot {
     /// `held`: what it has already, as it came from there.
-    pub(super) fn new(link: Link, bell: Bell, held: impl IntoIterator<Item = UnitId>) -> Depot {
+    pub(super) fn new(link: Link, bell: Bell, watchdog: Watchdog, held: impl IntoIterator<Item = UnitId>) -> Depot {
         // Of no generation: each is deposited anew.
         let deposited = held.into_iter().map(|id| (id, (0, 0))).collect();
-        Depot { link, deposited, bell, lacks_some: false, highest: -1 }
+        Depot { link, deposited, bell, lacks_some: false, highest: -1, watchdog, beats: false }
     }
 
     /// Whether the holder has all that there was when it was kept up.
@@ -58,12 +67,57 @@ impl Depot {
         (self.lacks_some || !self.deposited.is_empty()).then_some(AGAIN)
     }
 
-    /// Hears what has come. The holder says nothing unasked, so it is the connection's end, or something newer.
-    pub(super) fn hear(&self) -> Result<(), LinkError> {
+    /// Hears what has come: what the holder has answered, the connection's end, or something newer.
+    pub(super) fn hear(&self, registry: &Registry) -> Result<(), LinkError> {
         match self.link.hear_any(Instant::now() + PATIENCE)? {
-            None => Ok(()),
-            Some(_) => Err(LinkError::Unexpected),
+            None => {}
+            Some((Part::Stood(Stood { name: whose, answered: Some(answered) }), _)) => {
+                let counts = Counts::from(answered);
+                let units = registry.units().ok_or(LinkError::Stopped)?;
+                // Gone meanwhile: then so are its counters.
+                if let Some((transfer, tally)) =
+                    units.into_iter().find(|unit| name(&unit.unit) == whose).and_then(|unit| unit.run)
+                {
+                    tally.add(&counts);
+                    transfer.metrics().add(&counts);
+                }
+                tracing::warn!(guard = whose, "this janusd stood still, and the holder answered by failurePolicy");
+            }
+            Some((Part::Stood(_), _)) => {}
+            Some(_) => return Err(LinkError::Unexpected),
         }
+        Ok(())
+    }
+
+    /// Begins to beat, if there is something to beat for; otherwise stops.
+    fn pulse(&mut self) -> Result<(), LinkError> {
+        if self.deposited.is_empty() {
+            return self.be_still();
+        }
+        if self.beats {
+            return Ok(());
+        }
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let Ok((here, there)) =
+            eventfd(0, flags).and_then(|here| Ok((rustix::io::fcntl_dupfd_cloexec(&here, 0)?, here)))
+        else {
+            // No descriptor is left: tried again.
+            self.lacks_some = true;
+            return Ok(());
+        };
+        self.watchdog.beat(Some(here));
+        self.beats = true;
+        self.say(Part::Pulse(Pulse { beats: true }), &[there.as_fd()])
+    }
+
+    /// Beats no more: somebody else may come to read what is deposited, or nothing is.
+    pub(super) fn be_still(&mut self) -> Result<(), LinkError> {
+        if !std::mem::take(&mut self.beats) {
+            return Ok(());
+        }
+        let told = self.say(Part::Pulse(Pulse { beats: false }), &[]);
+        self.watchdog.beat(None);
+        told
     }
 
     /// Deposits what is new, and withdraws what has gone.
@@ -91,7 +145,8 @@ impl Depot {
                 self.lacks_some = true;
             }
         }
-        self.raise()
+        self.raise()?;
+        self.pulse()
     }
 
     /// Tells the holder of higher numbers before events have them.
@@ -133,12 +188,21 @@ impl Depot {
     }
 
     /// Nothing is to be held any more: guards end, or are another janusd's.
-    pub(super) fn withdraw_all(self) -> Result<(), LinkError> {
+    pub(super) fn withdraw_all(mut self) -> Result<(), LinkError> {
+        self.be_still()?;
         self.deposited.keys().try_for_each(|id| self.withdraw(id))
     }
 
     fn say(&self, part: Part, descriptors: &[BorrowedFd<'_>]) -> Result<(), LinkError> {
         self.link.say(part, descriptors, Instant::now() + PATIENCE)
+    }
+}
+
+impl Drop for Depot {
+    fn drop(&mut self) {
+        if self.beats {
+            self.watchdog.beat(None);
+        }
     }
 }
 
@@ -169,8 +233,9 @@ mod tests {
         // Only root may.
         let (Ok(one), Ok(other)) = (link(one), link(other)) else { return };
         let uid = |text: &str| Uid::parse(text.to_owned()).unwrap();
-        let mut depot =
-            Depot::new(one, doorbell::channel::<()>().unwrap().0.bell(), [UnitId { guard: uid("g"), pod: uid("p") }]);
+        let (watchdog, _thread) = Watchdog::start(Duration::from_secs(1)).unwrap();
+        let held = [UnitId { guard: uid("g"), pod: uid("p") }];
+        let mut depot = Depot::new(one, doorbell::channel::<()>().unwrap().0.bell(), watchdog, held);
         let now = group::highest_number();
         for (knows, told) in [(now + MARGIN - 1, true), (now + 2 * MARGIN, false), (-1, true)] {
             depot.highest = knows;

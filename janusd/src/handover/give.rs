@@ -21,6 +21,7 @@ use crate::doorbell::{self, Bell, Mailbox, Speaker};
 use crate::guard::kin::Kin;
 use crate::guard::known::Learned;
 use crate::guard::transfer::{Resting, Transfer};
+use crate::guard::watchdog::Watchdog;
 use crate::metrics::Handover;
 use crate::registry::{Bequest, Registry};
 
@@ -48,6 +49,8 @@ pub struct Host {
     pub admin: Arc<Admin>,
     /// Who is Janus.
     pub kin: Kin,
+    /// Beats for the holder.
+    pub watchdog: Watchdog,
 }
 
 /// The thread, to be joined.
@@ -74,7 +77,7 @@ impl GiveThread {
         listener.set_nonblocking(true)?;
         let stop = Arc::new(AtomicBool::new(false));
         let held = host.registry.units().into_iter().flatten().map(|unit| unit.unit);
-        let depot = holder.map(|link| Depot::new(link, door.bell(), held));
+        let depot = holder.map(|link| Depot::new(link, door.bell(), host.watchdog.clone(), held));
         let bell = door.bell();
         // So that what there is gets deposited.
         bell.ring();
@@ -130,8 +133,8 @@ impl Giver {
                 return;
             }
             if let Some(depot) = &mut self.depot
-                && let Err(error) =
-                    if holder_speaks { depot.hear() } else { Ok(()) }.and_then(|()| depot.keep_up(&self.host.registry))
+                && let Err(error) = if holder_speaks { depot.hear(&self.host.registry) } else { Ok(()) }
+                    .and_then(|()| depot.keep_up(&self.host.registry))
             {
                 tracing::warn!(%error, "the holder has gone: should janusd be killed, the kernel allows what waits");
                 self.depot = None;
@@ -176,7 +179,7 @@ impl Giver {
                 tracing::info!(peer = link.peer, "a holder has come");
                 // Of two, one would take the end of our connection for ours.
                 self.withdraw();
-                self.depot = Some(Depot::new(link, self.bell.clone(), []));
+                self.depot = Some(Depot::new(link, self.bell.clone(), self.host.watchdog.clone(), []));
                 self.mailbox.remind();
                 return false;
             }
@@ -186,6 +189,13 @@ impl Giver {
             }
         };
         tracing::info!(peer = link.peer, "another janusd comes for the guards");
+        // The other one may read, before the holder knows of it.
+        if let Some(depot) = &mut self.depot
+            && let Err(error) = depot.be_still()
+        {
+            tracing::warn!(%error, "the holder has gone: should janusd be killed, the kernel allows what waits");
+            self.depot = None;
+        }
         let metrics = &self.host.admin.metrics;
         match self.give(&link, &ask) {
             Ok(()) => {

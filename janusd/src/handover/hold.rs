@@ -6,8 +6,12 @@
 //! a janusd takes it. A connection that has ended while its janusd lives is no death: that one answers by itself, and what it
 //! had deposited is let go.
 //!
+//! A janusd that is stopped as a whole is no death either, and answers nobody. It beats while it goes on; once it has been
+//! silent for the deadline, the holder answers in its place, until it beats again ([`super::life`] has the law by which the two
+//! never answer each other's events wrongly). What was answered is then told, to be counted.
+//!
 //! Owns: the descriptors, the deadline. Must never: judge, look at a file, parse what a guard says, or read a group whose
-//! janusd lives.
+//! janusd goes on.
 //!
 //! What the dead janusd had read and not answered is known to nobody. It is answered by every number that it can have had:
 //! by this one at the deadline, before its first read, or by whoever takes the guard, before its own.
@@ -23,8 +27,9 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::life::{LOOK, Life};
 use super::link::{Link, LinkError};
-use super::message::{Answers, Counted, Deposit, DepositKnown, End, Highest, Hold, Part, Refuse, Taken};
+use super::message::{Answers, Counted, Deposit, DepositKnown, End, Highest, Hold, Part, Pulse, Refuse, Stood, Taken};
 use super::place::HoldPlace;
 use crate::fanotify::answer::{Answer, Outcome, answer_all};
 use crate::fanotify::group::ReadBuffer;
@@ -74,20 +79,25 @@ impl Unit {
 
     /// Answers whatever its dead janusd may have read and not answered.
     fn settle(&mut self) {
+        self.answer_numbers(0..=self.deposit.highest);
+        self.settled = true;
+    }
+
+    /// Answers those events that another process has read under these numbers.
+    fn answer_numbers(&mut self, numbers: impl IntoIterator<Item = i32>) {
         let answers: Vec<Answer> =
-            (0..=self.deposit.highest).map(|number| Answer::new(number, self.response(), false)).collect();
+            numbers.into_iter().map(|number| Answer::new(number, self.response(), false)).collect();
         let mut answered = 0;
         for group in &self.groups {
             answer_all(&mut &*group, &answers, |_, outcome| answered += u64::from(outcome == Outcome::Answered));
         }
         // What was asked is not known. Most often it is an open.
         self.answered[Event::Open as usize] += answered;
-        self.settled = true;
     }
 
     /// Answers what is queued, up to [`READS`] batches of each group: one guard's flood must not keep the others waiting, nor
-    /// a janusd that comes for them. What is left makes the next wait end at once.
-    fn answer(&mut self, buffer: &mut ReadBuffer) {
+    /// a janusd that comes for them. What is left makes the next wait end at once. `janus`: processes that are never denied.
+    fn answer(&mut self, buffer: &mut ReadBuffer, janus: &[i32]) {
         let response = self.response();
         for group in &self.groups {
             let mut events: Vec<PermissionEvent> = Vec::new();
@@ -95,12 +105,16 @@ impl Unit {
                 // Events that were read before an error are answered. None is left behind by one: the kernel has denied
                 // the event at the head.
                 let read = group.read(buffer, &mut events);
-                let answers: Vec<Answer> =
-                    events.iter().map(|event| Answer::new(event.file.as_raw_fd(), response, false)).collect();
+                let own = |event: &PermissionEvent| janus.contains(&event.pid);
+                let answer = |event: &PermissionEvent| {
+                    let response = if own(event) { Response::Allow } else { response };
+                    Answer::new(event.file.as_raw_fd(), response, false)
+                };
+                let answers: Vec<Answer> = events.iter().map(answer).collect();
                 let answered = &mut self.answered;
                 answer_all(&mut &*group, &answers, |at, outcome| {
                     if outcome == Outcome::Answered
-                        && let Some(event) = events.get(at)
+                        && let Some(event) = events.get(at).filter(|event| !own(event))
                     {
                         answered[event.event as usize] += 1;
                     }
@@ -135,6 +149,10 @@ pub struct Holder {
     links: HashMap<u64, Link>,
     /// Those that have ended, while guards of theirs are held.
     ended: HashMap<u64, Link>,
+    /// Of those that beat.
+    lives: HashMap<u64, Life>,
+    /// When they are looked at next.
+    look: Instant,
     next: u64,
     units: BTreeMap<String, Unit>,
     buffer: ReadBuffer,
@@ -152,6 +170,8 @@ impl Holder {
             deadline,
             links: HashMap::new(),
             ended: HashMap::new(),
+            lives: HashMap::new(),
+            look: Instant::now(),
             next: 0,
             units: BTreeMap::new(),
             buffer: ReadBuffer::default(),
@@ -194,23 +214,86 @@ impl Holder {
             let due = self.units.values().filter(|unit| is_due(unit) && !unit.settled);
             let owners: BTreeSet<u64> = due.map(|unit| unit.owner).collect();
             self.let_go_of_the_living(|id| owners.contains(&id), Duration::ZERO);
+            self.look_at_the_silent(now);
+            let janus: Vec<i32> = self.links.values().map(|link| link.peer).collect();
             for (name, unit) in &mut self.units {
-                if !is_due(unit) {
+                let stood_for = self.lives.get_mut(&unit.owner).filter(|life| life.is_stood_for());
+                if let Some(life) = stood_for {
+                    life.keep_numbers();
+                } else if !is_due(unit) {
                     continue;
-                }
-                if !unit.settled {
+                } else if !unit.settled {
                     tracing::warn!(guard = name, "no janusd has come back in time: failurePolicy answers");
                     unit.settle();
                 }
-                unit.answer(&mut self.buffer);
+                unit.answer(&mut self.buffer, &janus);
             }
         }
+    }
+
+    /// Stands in for those that have stopped, and no more for those that go on.
+    fn look_at_the_silent(&mut self, now: Instant) {
+        let goes_on = |(id, life): (&u64, &mut Life)| (life.is_stood_for() && life.has_beaten()).then_some(*id);
+        let back: Vec<u64> = self.lives.iter_mut().filter_map(goes_on).collect();
+        back.into_iter().for_each(|id| self.step_back(id));
+        if now < self.look {
+            return;
+        }
+        self.look = now + LOOK;
+        for (id, life) in &mut self.lives {
+            let (of, peer) = (*id, self.links.get(id).map(|link| link.peer));
+            let units = || self.units.values().filter(move |unit| unit.owner == of);
+            let Some(highest) = units().map(|unit| unit.deposit.highest).max() else { continue };
+            if !life.has_stopped(self.deadline) {
+                continue;
+            }
+            let again = life.is_stood_for();
+            let numbers = match life.stand(highest) {
+                Ok(numbers) => numbers,
+                Err(error) => {
+                    tracing::error!(%error, "a janusd has stopped, and cannot be stood for");
+                    continue;
+                }
+            };
+            if !again {
+                let guards = units().count();
+                tracing::warn!(peer, guards, "a janusd has stopped: failurePolicy answers until it goes on");
+            }
+            // It may have gone on while its numbers were told.
+            if life.has_beaten() {
+                continue;
+            }
+            for unit in self.units.values_mut().filter(|unit| unit.owner == *id) {
+                unit.answer_numbers(numbers.iter().copied());
+            }
+        }
+    }
+
+    /// A janusd goes on: tells it what was answered for it.
+    fn step_back(&mut self, id: u64) {
+        let Some(life) = self.lives.get_mut(&id).filter(|life| life.is_stood_for()) else { return };
+        life.step_back();
+        let mut answered: u64 = 0;
+        for (name, unit) in self.units.iter_mut().filter(|(_, unit)| unit.owner == id) {
+            let sum = unit.answered.iter().sum::<u64>();
+            let Some(link) = self.links.get(&id).filter(|_| sum > 0) else { continue };
+            answered += sum;
+            let stood = Stood { name: name.clone(), answered: Some(unit.counted()) };
+            // Not said: it is told to whoever takes the guard.
+            if link.say(Part::Stood(stood), &[], Instant::now() + FRAME).is_ok() {
+                unit.answered = Default::default();
+            }
+        }
+        tracing::warn!(peer = self.links.get(&id).map(|link| link.peer), answered, "it goes on");
     }
 
     /// Waits for something to happen; gives the connections on which something has.
     fn wait(&self) -> std::io::Result<Vec<u64>> {
         let now = Instant::now();
-        let is_due = |unit: &&Unit| unit.orphaned.is_some_and(|since| now.duration_since(since) >= self.deadline);
+        let stood_for = |unit: &Unit| self.lives.get(&unit.owner).is_some_and(Life::is_stood_for);
+        let is_due = |unit: &&Unit| {
+            unit.orphaned.is_some_and(|since| now.duration_since(since) >= self.deadline) || stood_for(unit)
+        };
         let mut fds = vec![PollFd::new(&self.listener, PollFlags::IN)];
         let links: Vec<_> = self.links.iter().collect();
         fds.extend(links.iter().map(|(_, link)| PollFd::from_borrowed_fd(link.as_fd(), PollFlags::IN)));
@@ -218,7 +301,11 @@ impl Holder {
             fds.extend(unit.groups.iter().map(|group| PollFd::new(group, PollFlags::IN)));
         }
         let waiting = self.units.values().filter(|unit| !is_due(unit)).filter_map(|unit| unit.orphaned);
-        let due = waiting.min().map(|since| (since + self.deadline).saturating_duration_since(now));
+        let standing = self.lives.values().filter(|life| life.is_stood_for());
+        fds.extend(standing.map(|life| PollFd::from_borrowed_fd(life.as_fd(), PollFlags::IN)));
+        let look = (!self.lives.is_empty()).then_some(self.look);
+        let due = waiting.map(|since| since + self.deadline).chain(look).min();
+        let due = due.map(|due| due.saturating_duration_since(now));
         let due = due.map(|due| Timespec { tv_sec: due.as_secs().cast_signed(), tv_nsec: due.subsec_nanos().into() });
         match poll(&mut fds, due.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -237,6 +324,7 @@ impl Holder {
         });
         if let Err(error) = result {
             self.ended.extend(self.links.remove_entry(&id));
+            self.lives.remove(&id);
             let now = Instant::now();
             let mut orphans = 0;
             for unit in self.units.values_mut().filter(|unit| unit.owner == id) {
@@ -274,6 +362,14 @@ impl Holder {
                 self.taken(id, &taken);
                 Ok(())
             }
+            Part::Pulse(Pulse { beats }) => {
+                self.step_back(id);
+                self.lives.remove(&id);
+                if let (true, Some(on), Some(link)) = (beats, descriptors.into_iter().next(), self.links.get(&id)) {
+                    self.lives.insert(id, Life::new(link.peer, on));
+                }
+                Ok(())
+            }
             Part::Ask(_) => {
                 let reason = "the holder does not speak that version".to_owned();
                 self.say(id, Part::Refuse(Refuse { reason }))
@@ -309,7 +405,13 @@ impl Holder {
         self.raise(id, unit.deposit.highest);
         // Before the older one of the same guard goes: they may be the same groups.
         let name = unit.deposit.name.clone();
-        let _older = self.units.insert(name, unit);
+        if let Some(older) = self.units.insert(name.clone(), unit)
+            && older.owner == id
+            && let Some(unit) = self.units.get_mut(&name)
+        {
+            // Not told yet.
+            unit.answered = older.answered;
+        }
         Ok(())
     }
 
@@ -404,7 +506,7 @@ mod tests {
             let mut buffer = ReadBuffer::for_one();
             while queued(&unit.groups[1]) > 0 {
                 let before: u64 = unit.answered.iter().sum();
-                unit.answer(&mut buffer);
+                unit.answer(&mut buffer, &[]);
                 turns.push(unit.answered.iter().sum::<u64>() - before);
             }
             openers.into_iter().filter_map(|opener| opener.join().ok()).filter(|denied| *denied).count()

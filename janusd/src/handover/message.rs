@@ -21,7 +21,7 @@ pub const OLDEST: u32 = 1;
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Frame {
     /// What it says; `None`: something that this version does not know.
-    #[prost(oneof = "Part", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14")]
+    #[prost(oneof = "Part", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16")]
     pub part: Option<Part>,
 }
 
@@ -71,6 +71,12 @@ pub enum Part {
     /// New: guards all of it by itself.
     #[prost(message, tag = "14")]
     Done(Done),
+    /// To the holder: whether it may tell by beats that its janusd goes on. The eventfd that they come by travels along.
+    #[prost(message, tag = "15")]
+    Pulse(Pulse),
+    /// From the holder: what it has answered in place of a janusd that lives.
+    #[prost(message, tag = "16")]
+    Stood(Stood),
 }
 
 /// Hand over.
@@ -346,6 +352,25 @@ pub struct Highest {
     /// No event that it has read, or will, has a higher number.
     #[prost(int32, tag = "1")]
     pub highest: i32,
+}
+
+/// Whether a janusd beats. Where it has not said so, or has taken it back, its silence means nothing.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Pulse {
+    /// It does from now on.
+    #[prost(bool, tag = "1")]
+    pub beats: bool,
+}
+
+/// What the holder has answered of a guard whose janusd was silent, and beats again.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Stood {
+    /// Which guard.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// To be counted.
+    #[prost(message, optional, tag = "2")]
+    pub answered: Option<Counted>,
 }
 
 /// Reads.

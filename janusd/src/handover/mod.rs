@@ -33,12 +33,17 @@
 //! all is well, and whoever comes next takes the guards from there: nobody reads them then, so they are read at once, and
 //! what is read waits for the rules.
 //!
+//! A janusd that is *stopped* answers nobody, and is not dead. While it has guards with the holder it beats ([`life`]); when
+//! it does not any more, the holder answers in its place until it does. During a hand-over it does not beat: then another
+//! may be reading.
+//!
 //! The old one does not end by itself: a kubelet would start it again beside its successor. It answers calls with
 //! UNAVAILABLE, is not ready, and waits for SIGTERM.
 
 mod deposit;
 pub mod give;
 pub mod hold;
+mod life;
 pub mod link;
 pub mod message;
 pub mod occupy;
