@@ -261,14 +261,14 @@ fn parse_ready(line: &str) -> Option<(u64, u64)> {
 }
 
 /// The lines of a stream, as they come.
-struct Lines {
+pub(crate) struct Lines {
     collected: Arc<Mutex<Vec<Vec<u8>>>>,
     paused: Arc<AtomicBool>,
     ended: Arc<AtomicBool>,
 }
 
 impl Lines {
-    fn collect(stream: impl Read + Send + 'static) -> Lines {
+    pub(crate) fn collect(stream: impl Read + Send + 'static) -> Lines {
         let lines = Lines { collected: Arc::default(), paused: Arc::default(), ended: Arc::default() };
         let (collected, paused) = (Arc::clone(&lines.collected), Arc::clone(&lines.paused));
         let ended = Arc::clone(&lines.ended);
@@ -287,7 +287,7 @@ impl Lines {
     }
 
     /// What has come so far, lossily.
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         self.all().iter().map(|line| String::from_utf8_lossy(line).into_owned() + "\n").collect()
     }
 

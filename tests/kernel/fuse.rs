@@ -4,7 +4,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -37,11 +37,34 @@ struct Server {
 
 impl Fuse {
     pub(crate) fn mount(at: &Path) -> Fuse {
-        fs::write(at, "").unwrap();
+        Fuse::mounted(at, |options| {
+            fs::write(at, "").unwrap();
+            mount("janus-test", at, "fuse", MountFlags::NOSUID | MountFlags::NODEV, Some(options)).unwrap();
+        })
+    }
+
+    /// In the mount namespace of another process, which takes it along when it ends.
+    pub(crate) fn mount_inside(process: u32, at: &Path) -> Fuse {
+        Fuse::mounted(at, |options| {
+            let namespace = File::open(format!("/proc/{process}/ns/mnt")).unwrap();
+            // A thread of its own enters it, and ends there.
+            let entered = std::thread::scope(|scope| {
+                let inside = scope.spawn(|| {
+                    enter(&namespace);
+                    fs::write(at, "").unwrap();
+                    mount("janus-test", at, "fuse", MountFlags::NOSUID | MountFlags::NODEV, Some(options)).unwrap();
+                });
+                inside.join()
+            });
+            entered.unwrap();
+        })
+    }
+
+    fn mounted(at: &Path, mount: impl FnOnce(&std::ffi::CStr)) -> Fuse {
         let device = File::options().read(true).write(true).open("/dev/fuse").unwrap();
         let options = format!("fd={},rootmode=100644,user_id=0,group_id=0,allow_other", device.as_raw_fd());
         let options = std::ffi::CString::new(options).unwrap();
-        mount("janus-test", at, "fuse", MountFlags::NOSUID | MountFlags::NODEV, Some(options.as_c_str())).unwrap();
+        mount(&options);
         let (answering, opens, waiting) = Default::default();
         let server = Arc::new(Server { device, answering, opens, waiting });
         let serving = server.clone();
@@ -62,6 +85,14 @@ impl Fuse {
             self.server.opened(unique);
         }
     }
+}
+
+/// This thread sees another mount namespace from now on.
+fn enter(namespace: &File) {
+    use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+    #[expect(deprecated, reason = "this thread shares nothing that it would take along")]
+    rustix::thread::unshare(UnshareFlags::FS).unwrap();
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount)).unwrap();
 }
 
 impl Drop for Fuse {

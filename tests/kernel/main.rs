@@ -94,6 +94,7 @@ fn main() -> ExitCode {
         serve::TESTS,
         serve::faults::TESTS,
         serve::handover::TESTS,
+        serve::hangs::TESTS,
         serve::held::TESTS,
         serve::strangers::TESTS,
         lines::TESTS,

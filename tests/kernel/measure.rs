@@ -35,6 +35,7 @@ pub(crate) const MEASURES: &[Measure] = &[
     ("crowd_served", serve::crowd::served),
     ("five_hundred_pods", crate::found::five_hundred_pods),
     ("a_container_starts", crate::found::a_container_starts),
+    ("never_a_hang", serve::hangs::never_a_hang),
 ];
 
 /// Of any of them: ten million events take minutes, and many of them where others want the CPUs.

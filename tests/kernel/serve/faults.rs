@@ -19,6 +19,7 @@ use tonic::{Code, Status};
 use super::certificates::Authority;
 use super::client::{Client, create, create_one, lift, spec};
 use super::crowd::{Pods, create_all};
+use super::hangs::Seen;
 use super::{SOON, Serve, Setting, phase};
 use crate::agent;
 use crate::case::{Case, Janus};
@@ -43,23 +44,23 @@ kernel_tests! {
 }
 
 /// A second, and what a busy machine takes to wake somebody up.
-const AT_MOST: Duration = Duration::from_secs(2);
+pub(super) const AT_MOST: Duration = Duration::from_secs(2);
 
 /// A pod's container, and a daemon with a client; in the control the container alone.
-struct Scene {
-    container: Container,
+pub(super) struct Scene {
+    pub(super) container: Container,
     _pod: PodCgroup,
-    daemon: Option<Daemon>,
+    pub(super) daemon: Option<Daemon>,
 }
 
-struct Daemon {
-    serve: Serve,
-    client: Client,
-    runtime: Runtime,
+pub(super) struct Daemon {
+    pub(super) serve: Serve,
+    pub(super) client: Client,
+    pub(super) runtime: Runtime,
 }
 
 impl Scene {
-    fn new(case: &Case, setting: Setting) -> Scene {
+    pub(super) fn new(case: &Case, setting: Setting) -> Scene {
         let pod = PodCgroup::new(case);
         let container = case.container();
         pod.container('a', container.pid);
@@ -68,7 +69,7 @@ impl Scene {
     }
 
     /// Opens of `/secret` are denied, those of `/public` answered.
-    fn guarded(case: &Case, setting: Setting, policy: v1::FailurePolicy) -> Scene {
+    pub(super) fn guarded(case: &Case, setting: Setting, policy: v1::FailurePolicy) -> Scene {
         let mut scene = Scene::new(case, setting);
         if let Some(daemon) = &mut scene.daemon {
             let mut spec = spec(&["/secret"]);
@@ -92,7 +93,7 @@ impl Daemon {
         Daemon { serve, client, runtime }
     }
 
-    fn create(&mut self, request: v1::CreateGuardRequest) -> Result<v1::GuardState, Status> {
+    pub(super) fn create(&mut self, request: v1::CreateGuardRequest) -> Result<v1::GuardState, Status> {
         self.runtime.block_on(self.client.create(request))
     }
 
@@ -103,28 +104,28 @@ impl Daemon {
         assert!(!status.details().is_empty(), "{status:?}");
     }
 
-    fn states(&mut self) -> Vec<v1::GuardState> {
+    pub(super) fn states(&mut self) -> Vec<v1::GuardState> {
         self.runtime.block_on(self.client.state(Vec::new())).1
     }
 
     /// All guards are in force, within `SOON`.
-    fn all_in_force(&mut self, guards: usize) {
+    pub(super) fn all_in_force(&mut self, guards: usize) {
         let all = |states: &[v1::GuardState]| {
             states.len() == guards && states.iter().all(|state| phase(state) == v1::GuardPhase::InForce)
         };
         assert!(wait_until(SOON, || all(&self.states())), "{:?}", self.states());
     }
 
-    fn pid(&self) -> String {
+    pub(super) fn pid(&self) -> String {
         self.serve.process.id().to_string()
     }
 
-    fn metrics(&self) -> Metrics {
+    pub(super) fn metrics(&self) -> Metrics {
         Metrics::read(self.serve.admin)
     }
 
     /// Once what was answered is counted, which comes after the answer.
-    fn settled(&self) -> Metrics {
+    pub(super) fn settled(&self) -> Metrics {
         let mut counted = u64::MAX;
         let same = || {
             wait_until(Duration::from_millis(50), || false);
@@ -135,12 +136,12 @@ impl Daemon {
         self.metrics()
     }
 
-    fn fallbacks(&self, reasons: &[&str]) -> u64 {
+    pub(super) fn fallbacks(&self, reasons: &[&str]) -> u64 {
         let metrics = self.metrics();
         reasons.iter().map(|reason| metrics.sum("janus_guard_fallbacks_total", &[("reason", reason)])).sum()
     }
 
-    fn ends_well(&mut self) {
+    pub(super) fn ends_well(&mut self) {
         let (code, took) = self.serve.end();
         eprintln!("ended {took:?} after SIGTERM");
         assert_eq!(code, Some(0));
@@ -173,8 +174,12 @@ fn leave_no_descriptors(pid: u32) -> Rlimit {
 
 /// No descriptor is left: the kernel denies, nobody waits, and nothing that was guarded comes to be open.
 fn descriptors_run_out(case: &Case) {
+    let _told = no_descriptor_is_left(case);
+}
+
+pub(super) fn no_descriptor_is_left(case: &Case) -> Option<Seen> {
     let mut scene = Scene::guarded(case, Setting::default(), v1::FailurePolicy::Deny);
-    let Scene { container, daemon: Some(daemon), .. } = &mut scene else { return };
+    let Scene { container, daemon: Some(daemon), .. } = &mut scene else { return None };
     let process = kernel_pid(daemon.serve.process.id());
     let before = daemon.fallbacks(&["read-failed", "event-fd"]);
     let usual = leave_no_descriptors(daemon.serve.process.id());
@@ -198,8 +203,10 @@ fn descriptors_run_out(case: &Case) {
     case.denied(container.open("/secret"));
     // The second guard, by itself.
     daemon.all_in_force(2);
+    let seen = Seen::of("no descriptor left (NOFILE)", &openers, "denied by the kernel", &daemon.metrics());
     daemon.ends_well();
     case.allowed(container.open("/secret"));
+    Some(seen)
 }
 
 /// Somebody else of the same user holds all groups but those of three guards.
@@ -256,7 +263,7 @@ fn a_limit_found_at_start_is_named(case: &Case) {
 }
 
 /// A pipe in which there is no room: who reads it, and who writes into it.
-fn full_pipe() -> (OwnedFd, Stdio) {
+pub(super) fn full_pipe() -> (OwnedFd, Stdio) {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
     fcntl_setfl(&writer, OFlags::NONBLOCK).unwrap();
     let mut writer = fs::File::from(writer);
@@ -267,6 +274,10 @@ fn full_pipe() -> (OwnedFd, Stdio) {
 
 /// Neither events nor the log can be written, from the first line on.
 fn streams_that_nobody_reads(case: &Case) {
+    let _told = nobody_reads(case);
+}
+
+pub(super) fn nobody_reads(case: &Case) -> Option<Seen> {
     let ((_events, stdout), (_log, stderr)) = (full_pipe(), full_pipe());
     let setting = Setting { stdout: Some(stdout), stderr: Some(stderr), ..Setting::default() };
     let mut scene = Scene::guarded(case, setting, v1::FailurePolicy::Deny);
@@ -279,7 +290,7 @@ fn streams_that_nobody_reads(case: &Case) {
     assert_eq!(opened.total().failed, 0, "{opened:?}");
     assert!(opened.slowest < AT_MOST, "an open took {:?}", opened.slowest);
     case.holds(opened.paths[0].allowed == 0, "the file is denied");
-    let (Some(daemon), Some(before)) = (&mut scene.daemon, before) else { return };
+    let (Some(daemon), Some(before)) = (&mut scene.daemon, before) else { return None };
     for (response, expected) in [("deny", opened.total().denied), ("allow", opened.total().allowed)] {
         let counted = |metrics: &Metrics| metrics.sum("janus_guard_events_total", &[("response", response)]);
         assert!(wait_until(SOON, || counted(&daemon.metrics()) - counted(&before) == expected), "{response}");
@@ -288,7 +299,9 @@ fn streams_that_nobody_reads(case: &Case) {
     assert!(dropped > 10_000, "{dropped} lines were dropped, of {:?}", opened.total());
     assert_eq!(daemon.metrics().sum("janus_guard_fallbacks_total", &[]), 0);
     eprintln!("{:?}, slowest {:?}, {dropped} lines dropped", opened.total(), opened.slowest);
+    let seen = Seen::of("stdout and stderr full", &opened, "by the rules", &daemon.metrics());
     daemon.ends_well();
+    Some(Seen { counted: format!("{}; {dropped} lines dropped", seen.counted), ..seen })
 }
 
 /// Everybody who waits is let go, and nobody waits for long.
@@ -332,7 +345,7 @@ fn sigterm_with_as_many_guards_as_fit(case: &Case) {
 }
 
 /// The worker of a guard is stopped where it waits for events: openers get its failurePolicy, and it comes back.
-fn a_worker_that_hangs(case: &Case, policy: v1::FailurePolicy) {
+pub(super) fn a_worker_that_hangs(case: &Case, policy: v1::FailurePolicy) -> Option<Seen> {
     const OPENERS: usize = 20;
     let mut scene = Scene::guarded(case, Setting::default(), policy);
     let container = &scene.container;
@@ -349,21 +362,23 @@ fn a_worker_that_hangs(case: &Case, policy: v1::FailurePolicy) {
         v1::FailurePolicy::Deny => case.holds(total.denied == OPENERS as u64, &format!("all are denied: {total:?}")),
         _ => assert_eq!(total.allowed, OPENERS as u64, "{total:?}"),
     }
-    let Some(daemon) = &mut scene.daemon else { return };
+    let daemon = scene.daemon.as_mut()?;
     let failed = || daemon.fallbacks(&["deadline", "worker-stuck"]);
     assert!(wait_until(SOON, || failed() == OPENERS as u64), "{} of {OPENERS} are counted", failed());
     drop(stopped);
     case.becomes_denied(SOON, || container.open("/secret"));
     assert!(wait_until(SOON, || container.open("/public").is_ok()), "it does not come back");
     daemon.all_in_force(1);
+    let seen = Seen::of("a worker stopped", &opened, "failurePolicy", &daemon.metrics());
     daemon.ends_well();
     case.allowed(container.open("/secret"));
+    Some(seen)
 }
 
 fn a_worker_that_hangs_denies(case: &Case) {
-    a_worker_that_hangs(case, v1::FailurePolicy::Deny);
+    let _told = a_worker_that_hangs(case, v1::FailurePolicy::Deny);
 }
 
 fn a_worker_that_hangs_allows(case: &Case) {
-    a_worker_that_hangs(case, v1::FailurePolicy::Allow);
+    let _told = a_worker_that_hangs(case, v1::FailurePolicy::Allow);
 }

@@ -46,18 +46,21 @@ kernel_tests! {
     what_runs_already_is_taken_and_not_inherited.lasting(60).without_control(),
 }
 
-const DEADLINE: Duration = Duration::from_secs(2);
+pub(super) const DEADLINE: Duration = Duration::from_secs(2);
 
-struct Hold(Child);
+pub(super) struct Hold(Child);
 
 impl Hold {
-    fn start(case: &Case) -> Hold {
+    pub(super) fn start(case: &Case) -> Hold {
         Hold::start_as(case, 0)
     }
 
     /// One of several, by its number.
     fn start_as(case: &Case, number: usize) -> Hold {
-        let log = std::fs::File::create(case.scratch(&format!("hold-{number}.log"))).unwrap();
+        Hold::start_with(case, std::fs::File::create(case.scratch(&format!("hold-{number}.log"))).unwrap().into())
+    }
+
+    pub(super) fn start_with(case: &Case, log: Stdio) -> Hold {
         let mut command = Command::new(env!("CARGO_BIN_EXE_janusd"));
         command.arg("hold").arg("--state-dir").arg(case.scratch("state")).args(["--deadline", "2s"]);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
@@ -68,13 +71,13 @@ impl Hold {
     }
 
     /// Groups that it has.
-    fn groups(&self) -> usize {
+    pub(super) fn groups(&self) -> usize {
         let Ok(files) = std::fs::read_dir(format!("/proc/{}/fd", self.0.id())) else { return 0 };
         let links = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
         links.filter(|link| link.to_string_lossy().contains("fanotify")).count()
     }
 
-    fn log(case: &Case) -> String {
+    pub(super) fn log(case: &Case) -> String {
         std::fs::read_to_string(case.scratch("hold-0.log")).unwrap()
     }
 }
@@ -134,7 +137,7 @@ impl Somebody {
 }
 
 /// Groups that ask who opens a file, and that file.
-fn asking(case: &Case, file: &str) -> ([BareGroup; 2], PathBuf) {
+pub(super) fn asking(case: &Case, file: &str) -> ([BareGroup; 2], PathBuf) {
     let groups = [BareGroup::new().unwrap(), BareGroup::new().unwrap()];
     let file = case.scratch(file);
     std::fs::write(&file, "").unwrap();
@@ -142,7 +145,7 @@ fn asking(case: &Case, file: &str) -> ([BareGroup; 2], PathBuf) {
     (groups, file)
 }
 
-fn deposit(name: &str, highest: i32) -> Part {
+pub(super) fn deposit(name: &str, highest: i32) -> Part {
     Part::Deposit(Deposit { name: name.into(), unit: vec![0xff], deny: true, highest, answered: None })
 }
 

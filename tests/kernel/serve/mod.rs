@@ -5,6 +5,7 @@ mod client;
 pub(crate) mod crowd;
 pub(crate) mod faults;
 pub(crate) mod handover;
+pub(crate) mod hangs;
 pub(crate) mod held;
 pub(crate) mod strangers;
 
@@ -61,6 +62,13 @@ struct Setting {
     among: Option<usize>,
     /// Another copy of the program.
     binary: Option<std::path::PathBuf>,
+    /// Its certificates, and what it and the holder meet in, are elsewhere than in the case's scratch directory.
+    home: Option<std::path::PathBuf>,
+    /// Begins its life in this cgroup of the memory hierarchy.
+    cgroup: Option<std::path::PathBuf>,
+    /// A library that is loaded first, and the clock that it reads.
+    preload: Option<std::path::PathBuf>,
+    clock: Option<std::path::PathBuf>,
 }
 
 impl Serve {
@@ -71,7 +79,8 @@ impl Serve {
     fn start_with(case: &Case, authority: &Authority, setting: Setting) -> Serve {
         let binary = setting.binary.unwrap_or_else(program);
         let (grpc, admin) = (free_address(), free_address());
-        authority.write(&case.scratch(""));
+        let home = setting.home.unwrap_or_else(|| case.scratch(""));
+        authority.write(&home);
         let mut command = match setting.poor {
             None => Command::new(binary),
             Some(Poor { user, open_files }) => {
@@ -89,16 +98,23 @@ impl Serve {
             command.arg("--insecure");
         } else {
             for (flag, file) in files {
-                command.arg(flag).arg(case.scratch(file));
+                command.arg(flag).arg(home.join(file));
             }
         }
         if setting.among.is_some() {
-            command.arg("--state-dir").arg(case.scratch("state"));
+            command.arg("--state-dir").arg(home.join("state"));
+        }
+        if let Some(library) = setting.preload {
+            command.env("LD_PRELOAD", library);
+            command.envs(setting.clock.map(|clock| ("JANUS_TEST_CLOCK", clock)));
         }
         let log_name = setting.among.map_or_else(|| "janusd.log".to_owned(), |number| format!("janusd-{number}.log"));
         let log = std::fs::File::create(case.scratch(&log_name)).unwrap();
         command.stdin(Stdio::null()).stdout(setting.stdout.unwrap_or_else(Stdio::null));
-        let process = command.stderr(setting.stderr.unwrap_or_else(|| log.into())).spawn().unwrap();
+        command.stderr(setting.stderr.unwrap_or_else(|| log.into()));
+        let inside = setting.cgroup.as_deref().map(hangs::Inside::enter);
+        let process = command.spawn().unwrap();
+        drop(inside);
         case.watch.process(process.id());
         let serve = Serve { process, grpc, admin };
         let log = || std::fs::read_to_string(case.scratch(&log_name)).unwrap();
