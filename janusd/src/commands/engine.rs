@@ -33,6 +33,8 @@ pub struct Engine {
     pub capacity: Capacity,
     supervisor: SupervisorThread,
     watchdog: WatchdogThread,
+    /// Ends once the kernel lets go of what was probed.
+    closing: std::thread::JoinHandle<()>,
     lookups: LookupThread,
     watches: WatchThread,
     lines: LineWriter,
@@ -119,9 +121,13 @@ impl Engine {
             // One machine's guards are in no pod, as a rule.
             if watched { tracing::warn!(%error, "{LACK}") } else { tracing::debug!(%error, "{LACK}") }
         }
-        let features = Features::probe();
+        let mut probes = Vec::new();
+        let features = Features::probe_leaving(&mut probes);
         let agents = Agents::find(&agents, &features).map_err(Failed::running)?;
         let failed = |what: &str, error: std::io::Error| Failed::running(format!("{what}: {error}"));
+        // Aside: a start that waits for that is one that openers wait for.
+        let closing = std::thread::Builder::new().name("janus-close".into()).spawn(move || drop(probes));
+        let closing = closing.map_err(|e| failed("a thread", e))?;
         let (supervisor, supervisor_thread) = Supervisor::start().map_err(|e| failed("supervisor thread", e))?;
         let (watchdog, watchdog_thread) =
             Watchdog::start(watchdog::DEADLINE).map_err(|e| failed("watchdog thread", e))?;
@@ -159,6 +165,7 @@ impl Engine {
             capacity,
             supervisor: supervisor_thread,
             watchdog: watchdog_thread,
+            closing,
             lookups: lookup_thread,
             watches: watch_thread,
             lines: line_writer,
@@ -181,12 +188,16 @@ impl Engine {
 
     /// Ends the shared threads; stop every guard first. `clean`: every guard has stopped, so the threads will end.
     pub fn finish(self, clean: bool, patience: Duration) {
-        let Engine { shared, capacity: _, supervisor, watchdog, lookups, watches, lines, relay } = self;
+        let Engine { shared, capacity: _, supervisor, watchdog, closing, lookups, watches, lines, relay } = self;
         shared.stopping.store(true, Ordering::Relaxed);
         drop(shared);
         if !clean {
             tracing::error!("a guard did not stop in time; what still waits is allowed by the kernel as janusd ends");
             return;
+        }
+        // Otherwise it hangs in the kernel, and ends with the process.
+        if closing.is_finished() && closing.join().is_err() {
+            tracing::error!("the thread that closes what was probed panicked");
         }
         // What was left behind keeps the way to lookups and lines open: those threads do not end before the process.
         let all_ended = supervisor.join();

@@ -31,7 +31,17 @@ pub struct Features {
 impl Features {
     /// Tries each. Needs CAP_SYS_ADMIN; without it all fanotify features read as absent.
     pub fn probe() -> Features {
-        let init = |extra| Group::init(Group::base_flags(Class::Content) | extra).is_ok();
+        Features::probe_leaving(&mut Vec::new())
+    }
+
+    /// The same, leaving the groups that were tried: to close one takes the kernel as long as it takes all marks of the
+    /// machine that have just been removed to be forgotten (`synchronize_srcu`). That is 20 ms, or, among many who open
+    /// guarded files, more than ten seconds.
+    pub fn probe_leaving(left: &mut Vec<OwnedFd>) -> Features {
+        let mut init = |extra| {
+            let group = Group::init(Group::base_flags(Class::Content) | extra);
+            group.map(|group| left.push(group)).is_ok()
+        };
         let root = rustix::fs::open(c"/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok();
         let unique = StatxFlags::from_bits_retain(sys::STATX_MNT_ID_UNIQUE);
         let mount = |root: &OwnedFd| {
@@ -41,12 +51,14 @@ impl Features {
                 .map(|found| found.stx_mnt_id)
         };
         let tmpfs = detached_tmpfs().ok();
+        let (audit, fd_error) = (init(fan::FAN_ENABLE_AUDIT), init(sys::FAN_REPORT_FD_ERROR));
+        let pidfd = init(libc::FAN_REPORT_PIDFD);
         Features {
-            audit: init(fan::FAN_ENABLE_AUDIT),
-            fd_error: init(sys::FAN_REPORT_FD_ERROR),
-            pidfd: init(libc::FAN_REPORT_PIDFD),
+            audit,
+            fd_error,
+            pidfd,
             unique_mount_ids: root.as_ref().and_then(mount).is_some(),
-            ignore_marks: ignore_marks().is_ok(),
+            ignore_marks: ignore_marks(left).is_ok(),
             // Asked of a tmpfs of our own: the root's file system may be one that has no handles.
             handles: tmpfs.as_ref().is_some_and(|tmpfs| sys::file_handle(tmpfs.as_fd()).is_ok()),
             handles_with_mounts: tmpfs.as_ref().is_some_and(|tmpfs| {
@@ -99,9 +111,10 @@ impl Marks {
 }
 
 /// Tries both kinds of ignore mark.
-fn ignore_marks() -> std::io::Result<()> {
-    let group = Group::from_fd(Group::init(Group::base_flags(Class::Content))?);
-    let tmpfs = detached_tmpfs()?;
+fn ignore_marks(left: &mut Vec<OwnedFd>) -> std::io::Result<()> {
+    let group = Group::init(Group::base_flags(Class::Content))?;
+    left.push(group.try_clone()?);
+    let (group, tmpfs) = (Group::from_fd(group), detached_tmpfs()?);
     let open = Events::NONE.with(Event::Open);
     group.leave_to_another(MarkTarget::Directory, open, tmpfs.as_fd())?;
     let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC;
@@ -113,7 +126,7 @@ fn ignore_marks() -> std::io::Result<()> {
 }
 
 /// A tmpfs that is mounted nowhere: marks on it can reach nobody.
-fn detached_tmpfs() -> std::io::Result<OwnedFd> {
+pub(super) fn detached_tmpfs() -> std::io::Result<OwnedFd> {
     let context = rustix::mount::fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     rustix::mount::fsconfig_create(context.as_fd())?;
     Ok(rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
