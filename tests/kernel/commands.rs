@@ -37,6 +37,11 @@ fn preflight_lists_features(case: &Case) {
     let ended = run(&case.watch, &["preflight"], b"");
     ended.succeeded();
     assert!(ended.stdout.lines().count() >= 3, "{ended:#?}");
+    // How permission events behave, and what enforcement rests on.
+    for behaviour in ["answers, every mark", "close lets go"] {
+        let line = ended.stdout.lines().find(|line| line.contains(behaviour));
+        assert!(line.is_some_and(|line| line.starts_with("yes")), "{behaviour}: {ended:#?}");
+    }
 }
 
 fn preflight_as_json(case: &Case) {

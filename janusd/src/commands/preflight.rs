@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::engine::missing_capabilities;
 use super::{DONE, FAILED};
 use crate::fanotify::Features;
+use crate::fanotify::behaviour::{self, Behaviour};
 use crate::fanotify::probe::Marks;
 use crate::limits::Node;
 
@@ -48,7 +49,7 @@ impl Finding {
             (false, true) => "NO",
             (false, false) => "no",
         };
-        format!("{word:<4} {:<22} {}\n", self.feature, self.detail)
+        format!("{word:<4} {:<24} {}\n", self.feature, self.detail)
     }
 }
 
@@ -102,6 +103,15 @@ fn findings() -> Vec<Finding> {
         finding("pidfd", features.pidfd, false, "FAN_REPORT_PIDFD with permission events"),
         finding("pre-content events", marks.pre_content, false, "FAN_PRE_ACCESS on tmpfs (not used)"),
     ];
+    // Without a group there is nothing to be asked.
+    if marks.inode {
+        findings.extend(behaviour::all().into_iter().map(|Behaviour { name, about, required, outcome }| Finding {
+            feature: name,
+            ok: outcome.is_ok(),
+            required,
+            detail: outcome.map_or_else(|seen| format!("{about}: {seen}"), |()| about.to_owned()),
+        }));
+    }
     findings.extend(limits());
     findings
 }

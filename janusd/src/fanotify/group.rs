@@ -36,7 +36,7 @@ pub enum MarkTarget {
 }
 
 impl MarkTarget {
-    const fn flags(self) -> u32 {
+    pub(super) const fn flags(self) -> u32 {
         match self {
             MarkTarget::Inode | MarkTarget::Directory => fan::FAN_MARK_INODE,
             MarkTarget::Mount => fan::FAN_MARK_MOUNT,
@@ -45,7 +45,7 @@ impl MarkTarget {
     }
 
     /// The mask of a mark that is laid or taken away as a whole.
-    fn mask(self, events: Events) -> u64 {
+    pub(super) fn mask(self, events: Events) -> u64 {
         bits(events)
             | match self {
                 MarkTarget::Inode => 0,

@@ -8,6 +8,7 @@
 //! never: decide anything, log, or open a file.
 
 pub mod answer;
+pub mod behaviour;
 pub mod group;
 pub mod look;
 pub mod probe;

@@ -12,6 +12,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use fanotify::low_level;
+use rustix::io::Errno;
 use seccompiler::BpfProgramRef;
 
 /// Report why no file descriptor could be made for an event instead of losing the event (Linux 6.13). Not in libc.
@@ -194,6 +195,29 @@ pub(crate) fn fanotify_mark_file(group: BorrowedFd<'_>, flags: u32, mask: u64, f
     // naming the object by dirfd; no memory of ours is read or written.
     let done = unsafe { libc::fanotify_mark(group.as_raw_fd(), flags, mask, file.as_raw_fd(), std::ptr::null()) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether this process might execute a file, `execveat(2)` with `AT_EXECVE_CHECK` (Linux 6.14): asks as an exec does, and
+/// executes nothing. On the inside of a filter it is refused as any other exec.
+///
+/// # Errors
+/// The kernel's: EINVAL where it does not know the flag.
+pub(crate) fn may_execute(directory: &OwnedFd, name: &CStr) -> Result<(), Errno> {
+    const AT_EXECVE_CHECK: c_int = 0x1_0000;
+    let (arguments, environment) = ([name.as_ptr(), std::ptr::null()], [std::ptr::null::<std::ffi::c_char>()]);
+    // SAFETY: the name ends with a zero, both arrays with a null pointer. A kernel that does not know the flag refuses the
+    // call, so this process is never replaced.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            directory.as_raw_fd(),
+            name.as_ptr(),
+            arguments.as_ptr(),
+            environment.as_ptr(),
+            AT_EXECVE_CHECK,
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL)) }
 }
 
 /// Removes all marks of one kind (`flags` is `FAN_MARK_FLUSH` and at most one kind).
