@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::{Sender, bounded, unbounded};
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 
@@ -66,9 +66,9 @@ pub struct Watchdog {
     next: Arc<AtomicU64>,
 }
 
-/// The thread, to be joined.
+/// The thread, to be joined; and the one that closes for it.
 #[derive(Debug)]
-pub struct WatchdogThread(JoinHandle<()>);
+pub struct WatchdogThread(JoinHandle<()>, JoinHandle<()>);
 
 /// Keeps a worker watched, until dropped.
 #[derive(Debug)]
@@ -99,9 +99,13 @@ impl Watchdog {
         let (door, mailbox) = doorbell::channel()?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &mailbox, epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)?;
-        let post = Lookout { epoll, mailbox, deadline, watched: HashMap::new(), leaving: Vec::new(), pulse: None };
+        let (closing, closed) = unbounded();
+        let closer = std::thread::Builder::new().name("janus-close".into()).stack_size(super::STACK);
+        let closer = closer.spawn(move || closed.into_iter().for_each(drop::<Arc<Client>>))?;
+        let (watched, leaving, pulse) = Default::default();
+        let post = Lookout { epoll, mailbox, deadline, watched, leaving, closing, pulse };
         let thread = std::thread::Builder::new().name("janus-watchdog".into()).spawn(move || post.keep())?;
-        Ok((Watchdog { door, next: Arc::default() }, WatchdogThread(thread)))
+        Ok((Watchdog { door, next: Arc::default() }, WatchdogThread(thread, closer)))
     }
 
     /// Wakes it.
@@ -129,6 +133,10 @@ impl WatchdogThread {
     pub fn join(self) {
         if self.0.join().is_err() {
             tracing::error!("the watchdog panicked");
+        }
+        // Otherwise it hangs in the kernel, and ends with the process.
+        if self.1.is_finished() && self.1.join().is_err() {
+            tracing::error!("the thread that closes groups panicked");
         }
     }
 }
@@ -189,6 +197,8 @@ struct Lookout {
     deadline: Duration,
     watched: HashMap<u64, Watched>,
     leaving: Vec<Leaving>,
+    /// To let go of groups may take the kernel seconds, if nobody else has them any more.
+    closing: Sender<Arc<Client>>,
     /// Where to beat, and when next.
     pulse: Option<(OwnedFd, Instant)>,
 }
@@ -247,10 +257,14 @@ impl Lookout {
             }
             drained.into_iter().for_each(|id| self.forget(id, None));
             for left in self.leaving.extract_if(.., Leaving::has_left) {
-                drop(left.client);
                 if let Some(tell) = left.tell {
+                    // Whoever waits has them as well, so that this is quickly done.
+                    drop(left.client);
                     // Whoever waited has gone on.
                     let _gone = tell.send(());
+                } else {
+                    // It ends after this thread.
+                    let _never_gone = self.closing.send(left.client);
                 }
             }
         }

@@ -23,8 +23,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Sender, unbounded};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::life::{LOOK, Life};
@@ -155,6 +157,10 @@ pub struct Holder {
     look: Instant,
     next: u64,
     units: BTreeMap<String, Unit>,
+    /// To let go of groups may take the kernel seconds, if nobody else has them any more.
+    closing: Sender<Unit>,
+    /// Ends after the other end is dropped.
+    closer: JoinHandle<()>,
     buffer: ReadBuffer,
 }
 
@@ -165,6 +171,9 @@ impl Holder {
     /// The kernel's.
     pub fn new(place: HoldPlace, deadline: Duration) -> std::io::Result<Holder> {
         place.listener.set_nonblocking(true)?;
+        let (closing, closed) = unbounded();
+        let closer = std::thread::Builder::new().name("janus-close".into());
+        let closer = closer.spawn(move || closed.into_iter().for_each(drop::<Unit>))?;
         let mut holder = Holder {
             listener: place.listener,
             deadline,
@@ -174,6 +183,8 @@ impl Holder {
             look: Instant::now(),
             next: 0,
             units: BTreeMap::new(),
+            closing,
+            closer,
             buffer: ReadBuffer::default(),
         };
         for stream in place.others {
@@ -196,6 +207,16 @@ impl Holder {
     /// # Errors
     /// The kernel's: it cannot wait any more.
     pub fn hold(mut self) -> std::io::Result<()> {
+        let ended = self.keep_on();
+        let Holder { closing, closer, units, .. } = self;
+        drop((closing, units));
+        if closer.join().is_err() {
+            tracing::error!("the thread that closes groups panicked");
+        }
+        ended
+    }
+
+    fn keep_on(&mut self) -> std::io::Result<()> {
         loop {
             let ready = self.wait()?;
             // Those that have ended first: whoever has come to take their guards finds them.
@@ -350,7 +371,7 @@ impl Holder {
                 Ok(())
             }
             Part::Withdraw(withdraw) => {
-                self.units.retain(|name, unit| *name != withdraw.name || unit.owner != id);
+                self.let_go(|name, unit| *name == withdraw.name && unit.owner == id);
                 Ok(())
             }
             Part::Ask(ask) if ask.agreed().is_some() => self.give(id, ask.highest),
@@ -381,13 +402,22 @@ impl Holder {
     /// Whoever lives reads its groups by itself: to read them here as well would answer one opener for another.
     fn let_go_of_the_living(&mut self, concerned: impl Fn(u64) -> bool, patience: Duration) {
         let until = Instant::now() + patience;
-        self.ended.retain(|id, link| {
-            if concerned(*id) && !link.ends_within(until.saturating_duration_since(Instant::now())) {
+        let mut living = BTreeSet::new();
+        for (id, link) in self.ended.iter().filter(|(id, _)| concerned(**id)) {
+            if !link.ends_within(until.saturating_duration_since(Instant::now())) {
                 tracing::warn!(peer = link.peer, "a janusd has broken off and lives: its guards are not held any more");
-                self.units.retain(|_, unit| unit.owner != *id);
+                living.insert(*id);
             }
-            self.units.values().any(|unit| unit.owner == *id)
-        });
+        }
+        self.let_go(|_, unit| living.contains(&unit.owner));
+        self.ended.retain(|id, _| self.units.values().any(|unit| unit.owner == *id));
+    }
+
+    fn let_go(&mut self, those: impl Fn(&String, &Unit) -> bool) {
+        for (_, unit) in self.units.extract_if(.., |name, unit| those(name, unit)) {
+            // It ends after this thread.
+            let _never_gone = self.closing.send(unit);
+        }
     }
 
     fn keep(&mut self, id: u64, deposit: Deposit, descriptors: Vec<OwnedFd>) -> Result<(), LinkError> {
@@ -405,12 +435,15 @@ impl Holder {
         self.raise(id, unit.deposit.highest);
         // Before the older one of the same guard goes: they may be the same groups.
         let name = unit.deposit.name.clone();
-        if let Some(older) = self.units.insert(name.clone(), unit)
-            && older.owner == id
-            && let Some(unit) = self.units.get_mut(&name)
-        {
-            // Not told yet.
-            unit.answered = older.answered;
+        if let Some(older) = self.units.insert(name.clone(), unit) {
+            if older.owner == id
+                && let Some(unit) = self.units.get_mut(&name)
+            {
+                // Not told yet.
+                unit.answered = older.answered;
+            }
+            // It ends after this thread.
+            let _never_gone = self.closing.send(older);
         }
         Ok(())
     }
