@@ -27,6 +27,8 @@ pub enum Reason {
     ContainerNotFound,
     /// The thread that answers is stuck: others answer by failure policy.
     WorkerStuck,
+    /// A container began before the guard was in force there, or was kept from beginning because it was not.
+    StartLate,
     /// The thread that surveys the root panicked.
     KeeperPanicked,
     /// On a file system that is not gated.
@@ -72,13 +74,14 @@ pub enum Reason {
 }
 
 /// Those that a daemon may give a problem.
-const OF_DAEMONS: [Reason; 19] = [
+const OF_DAEMONS: [Reason; 20] = [
     Reason::KernelLacksFeature,
     Reason::LimitReached,
     Reason::NotInForce,
     Reason::UpdateFailed,
     Reason::RootUnreachable,
     Reason::WorkerStuck,
+    Reason::StartLate,
     Reason::KeeperPanicked,
     Reason::FilesystemNotGated,
     Reason::SpecialFileNotGated,
@@ -109,6 +112,7 @@ impl Reason {
             Reason::RootUnreachable => "RootUnreachable",
             Reason::ContainerNotFound => "ContainerNotFound",
             Reason::WorkerStuck => "WorkerStuck",
+            Reason::StartLate => "StartLate",
             Reason::KeeperPanicked => "KeeperPanicked",
             Reason::FilesystemNotGated => "FilesystemNotGated",
             Reason::SpecialFileNotGated => "SpecialFileNotGated",
