@@ -14,6 +14,7 @@ pub(crate) struct Arguments {
 }
 
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one in a process")]
 pub(crate) enum Command {
     /// Guard this node's pods, as janus-controller says over gRPC, until SIGINT or SIGTERM.
     ///
@@ -107,6 +108,20 @@ pub(crate) struct ServeArguments {
     /// One more executable that no guard denies when it runs on the node, beside the kubelet and the container runtime.
     #[arg(long, value_name = "PATH", env = "JANUS_NODE_AGENT", value_delimiter = ':')]
     pub(crate) node_agent: Vec<PathBuf>,
+    /// For how long at most the start of a container is held until its guards are in force, such as 2s; then failurePolicy
+    /// is answered. 0s: starts are not held.
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "JANUS_START_LIMIT",
+        default_value = "2s",
+        value_parser = humantime::parse_duration
+    )]
+    pub(crate) start_limit: std::time::Duration,
+    /// One more container runtime whose starts are held, beside those found at the usual places: the program that is
+    /// executed to create and to start containers, as runc is.
+    #[arg(long, value_name = "PATH", env = "JANUS_RUNTIME", value_delimiter = ':')]
+    pub(crate) runtime: Vec<PathBuf>,
     /// Where fs.fanotify.max_user_groups may be raised: a mount of the node's /proc/sys, where our own is read-only.
     #[arg(long, value_name = "DIR", env = "JANUS_SYSCTL", default_value = janusd::limits::SYSCTL)]
     pub(crate) sysctl: PathBuf,

@@ -8,6 +8,7 @@ mod doorbell;
 pub mod events;
 pub mod fanotify;
 pub mod flood;
+pub mod gate;
 pub mod guard;
 pub mod handover;
 pub mod limits;

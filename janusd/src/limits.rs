@@ -202,9 +202,14 @@ fn number(path: &Path) -> Option<u64> {
 impl Limits {
     /// How many guards fit.
     pub fn capacity(&self) -> Capacity {
+        self.capacity_beside(0)
+    }
+
+    /// The same beside so many groups of janusd's own that are no guard's.
+    pub fn capacity_beside(&self, groups: u64) -> Capacity {
         let room = |limit: u64, left: u64, each: u64| limit.saturating_sub(left) / each;
         let bounds = [
-            self.groups.map(|value| (room(value, 0, GROUPS_EACH), Bound::Groups(value))),
+            self.groups.map(|value| (room(value, groups, GROUPS_EACH), Bound::Groups(value))),
             self.open_files.map(|value| {
                 // A limit as low as a shell's still lets some guards run: half of it is theirs.
                 let left = DESCRIPTORS_LEFT.min(value / 2);
@@ -230,15 +235,15 @@ pub fn raise_open_files() -> Option<u64> {
     getrlimit(Resource::Nofile).current
 }
 
-/// Raises what may be raised for `guards` guards, and says in the log how many fit.
-pub fn prepare(node: &Node<'_>, guards: u64) -> Capacity {
+/// Raises what may be raised for `guards` guards, and says in the log how many fit beside so many groups that are no guard's.
+pub fn prepare(node: &Node<'_>, guards: u64, groups: u64) -> Capacity {
     raise_open_files();
     match node.raise_groups(guards) {
         Ok(None) => {}
         Ok(Some((before, after))) => tracing::info!(before, after, "{GROUPS} raised"),
         Err(error) => tracing::debug!(%error, "{GROUPS} cannot be raised"),
     }
-    let capacity = node.limits().capacity();
+    let capacity = node.limits().capacity_beside(groups);
     if let Some(bound) = capacity.bound
         && capacity.guards < guards
     {
@@ -284,6 +289,7 @@ mod tests {
         assert_eq!(pids, Capacity { guards: 25, bound: Some(Bound::Pids(100)) });
         let files = Limits { groups: Some(4096), open_files: Some(1024), ..limits }.capacity();
         assert_eq!(files, Capacity { guards: 51, bound: Some(Bound::OpenFiles(1024)) });
+        assert_eq!(limits.capacity_beside(1).guards, 63);
         assert_eq!(Limits::default().capacity().admit(usize::MAX), Ok(()));
     }
 

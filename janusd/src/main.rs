@@ -10,6 +10,7 @@ use clap::Parser;
 use janusd::check::Inquiry;
 use janusd::commands::guard::{Options, RootPlace};
 use janusd::flood::{Dam, DamKeeper};
+use janusd::gate::Settings;
 use janusd::server::tls::Files;
 use janusd::{commands, events, policy, rights};
 use tracing_appender::non_blocking::WorkerGuard;
@@ -117,6 +118,8 @@ fn serve_options(arguments: ServeArguments) -> commands::serve::Options {
         insecure: _,
         state_dir,
         node_agent,
+        start_limit,
+        runtime,
         sysctl,
         event_format: format,
         log_format: _,
@@ -133,6 +136,7 @@ fn serve_options(arguments: ServeArguments) -> commands::serve::Options {
         files,
         state_dir,
         agents: node_agent,
+        starts: (!start_limit.is_zero()).then_some(Settings { limit: start_limit, runtimes: runtime }),
         event_format: event_format(format),
         sysctl,
     }

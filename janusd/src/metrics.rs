@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
@@ -20,7 +20,7 @@ use prometheus_client::registry::Registry;
 
 use crate::container;
 use crate::guard::ProblemReason;
-use crate::policy::{Decision, Event, Failure, GuardName, Outcome};
+use crate::policy::{Decision, Event, Failure, GuardName, Outcome, Response};
 use crate::process::own;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -205,8 +205,49 @@ impl Handover {
     }
 }
 
+/// What became of the start of a container runtime, as `janus_starts_total{result}` names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// There was nothing to wait for.
+    Passed,
+    /// It was held until every guard was in force.
+    Held(Duration),
+    /// It was held, and answered so by failure policy.
+    Late(Response, Duration),
+    /// It could not be read: the kernel has denied it.
+    Failed,
+    /// A container was started by a runtime that is not gated.
+    Unwatched,
+}
+
+impl Start {
+    const WORDS: [&str; 6] = ["passed", "held", "late-allowed", "late-denied", "failed", "unwatched"];
+
+    const fn word(self) -> &'static str {
+        match self {
+            Start::Passed => "passed",
+            Start::Held(_) => "held",
+            Start::Late(Response::Allow, _) => "late-allowed",
+            Start::Late(Response::Deny, _) => "late-denied",
+            Start::Failed => "failed",
+            Start::Unwatched => "unwatched",
+        }
+    }
+
+    const fn waited(self) -> Option<Duration> {
+        match self {
+            Start::Held(waited) | Start::Late(_, waited) => Some(waited),
+            Start::Passed | Start::Failed | Start::Unwatched => None,
+        }
+    }
+}
+
 /// Values of `janus_handover_guards_total{result}`.
 const HANDED_OVER: [&str; 2] = ["whole", "anew"];
+
+/// Of a family that has one member, once it is there at all.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NoLabels {}
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct WhyLabels {
@@ -238,6 +279,9 @@ pub struct Metrics {
     reloads: Family<ResultLabels, Counter>,
     handovers: Family<ResultLabels, Counter>,
     handed_over: Family<ResultLabels, Counter>,
+    starts: Family<ResultLabels, Counter>,
+    start_held_seconds: Family<NoLabels, Histogram>,
+    start_runtimes: Family<NoLabels, Gauge>,
     finds: Finds,
 }
 
@@ -371,6 +415,23 @@ impl Default for Metrics {
             "Guards that came from another janusd: with what they had in force, or armed anew beside it",
             Family::clone(&handed_over),
         );
+        let (starts, start_held_seconds, start_runtimes) = (Family::default(), Family::default(), Family::default());
+        registry.register(
+            "janus_starts",
+            "Times that a container runtime was executed, by what was answered; unwatched: containers of a runtime that is \
+             not gated",
+            Family::clone(&starts),
+        );
+        registry.register(
+            "janus_start_held_seconds",
+            "How long starts were held that were held",
+            Family::clone(&start_held_seconds),
+        );
+        registry.register(
+            "janus_start_runtimes",
+            "Container runtimes whose starts are held for guards",
+            Family::clone(&start_runtimes),
+        );
         registry.register(
             "janus_build",
             "The running janusd",
@@ -401,6 +462,9 @@ impl Default for Metrics {
             reloads,
             handovers,
             handed_over,
+            starts,
+            start_held_seconds,
+            start_runtimes,
         }
     }
 }
@@ -548,6 +612,28 @@ impl Metrics {
         for result in HANDED_OVER {
             drop(self.handed_over.get_or_create(&ResultLabels { result: Word(result) }));
         }
+    }
+
+    /// Brings the counters of starts into being, each at zero.
+    pub fn holds_starts(&self) {
+        for word in Start::WORDS {
+            drop(self.starts.get_or_create(&ResultLabels { result: Word(word) }));
+        }
+        drop(self.start_held_seconds.get_or_create(&NoLabels {}));
+        self.runtimes_gated(0);
+    }
+
+    /// A container runtime was executed.
+    pub fn start(&self, start: Start) {
+        self.starts.get_or_create(&ResultLabels { result: Word(start.word()) }).inc();
+        if let Some(waited) = start.waited() {
+            self.start_held_seconds.get_or_create(&NoLabels {}).observe(waited.as_secs_f64());
+        }
+    }
+
+    /// So many runtimes are gated.
+    pub fn runtimes_gated(&self, count: usize) {
+        self.start_runtimes.get_or_create(&NoLabels {}).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// A connection was not let in.

@@ -86,6 +86,8 @@ impl Enforcer for Stage {
             marks: MarkCounts::default(),
             problems: Default::default(),
             sites: Vec::new(),
+            seen_to: Default::default(),
+            frozen: None,
         };
         let report = Arc::new(Mutex::new(report));
         played.report = Some(report.clone());

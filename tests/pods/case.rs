@@ -29,6 +29,14 @@ impl Case {
         }
     }
 
+    /// With more arguments.
+    pub(crate) fn janusd_with(&self, arguments: &[&str]) -> Janusd {
+        match self.janus {
+            Janus::Guards => Janusd::start_with(&self.node, arguments),
+            Janus::Absent => Janusd::absent(),
+        }
+    }
+
     pub(crate) fn pod(&self) -> Pod {
         Pod::start(&self.node, &PLAIN)
     }

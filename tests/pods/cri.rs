@@ -92,6 +92,8 @@ pub(crate) struct SandboxConfig {
 struct RunSandbox {
     #[prost(message, optional, tag = "1")]
     config: Option<SandboxConfig>,
+    #[prost(string, tag = "2")]
+    runtime_handler: String,
 }
 
 /// Any request or answer that is one ID.
@@ -262,9 +264,10 @@ impl Cri {
         self.call("/runtime.v1.RuntimeService/Version", Nothing {})
     }
 
-    /// The sandbox's ID.
-    pub(crate) fn run_sandbox(&self, config: SandboxConfig) -> Result<String, Status> {
-        let answer: Id = self.call("/runtime.v1.RuntimeService/RunPodSandbox", RunSandbox { config: Some(config) })?;
+    /// The sandbox's ID. `runtime`: as the node's configuration names it; empty: the default one.
+    pub(crate) fn run_sandbox(&self, config: SandboxConfig, runtime: &str) -> Result<String, Status> {
+        let request = RunSandbox { config: Some(config), runtime_handler: runtime.to_owned() };
+        let answer: Id = self.call("/runtime.v1.RuntimeService/RunPodSandbox", request)?;
         Ok(answer.id)
     }
 

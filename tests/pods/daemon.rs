@@ -2,8 +2,8 @@
 //! gRPC in plain text. In a control nothing at all.
 
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -36,6 +36,7 @@ struct Running {
     node: Arc<Node>,
     pid: u32,
     streams: Streams,
+    admin: String,
     client: JanusdClient<Channel>,
     decisions: Arc<Mutex<Vec<v1::Decision>>>,
     generation: AtomicI64,
@@ -60,9 +61,16 @@ impl Janusd {
     }
 
     pub(crate) fn start(node: &Arc<Node>) -> Janusd {
+        Janusd::start_with(node, &[])
+    }
+
+    /// What it says of starts is in its log.
+    pub(crate) fn start_with(node: &Arc<Node>, more: &[&str]) -> Janusd {
         let [listen, admin] = free_addresses();
         let agents = ["kubelet", "busybox"].map(|name| node.scratch(name).to_string_lossy().into_owned());
-        let arguments = [
+        let mut arguments = vec![
+            "RUST_LOG=info,janusd::gate=debug",
+            env!("CARGO_BIN_EXE_janusd"),
             "serve",
             "--insecure",
             "--listen",
@@ -78,13 +86,15 @@ impl Janusd {
             "--node-agent",
             &agents[1],
         ];
-        let (pid, streams) = node.spawn(env!("CARGO_BIN_EXE_janusd"), &arguments);
+        arguments.extend(more);
+        let (pid, streams) = node.spawn("env", &arguments);
         let client = JanusdClient::new(wire::connect_tcp(&listen));
         // From here on it is ended whatever happens.
         let running = Running {
             node: Arc::clone(node),
             pid,
             streams,
+            admin,
             client,
             decisions: Arc::default(),
             generation: AtomicI64::new(1),
@@ -162,6 +172,19 @@ impl Janusd {
         assert!(reached, "not in force in {names:?}: {state:?}; {}", self.said());
     }
 
+    /// A counter or gauge, by name and labels as its line has them. 0: the control.
+    #[track_caller]
+    pub(crate) fn metric(&self, sample: &str) -> f64 {
+        let Some(running) = &self.0 else { return 0.0 };
+        let mut stream = TcpStream::connect(&running.admin).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: janusd\r\nConnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix(sample)?.trim().parse().ok());
+        value.unwrap_or_else(|| panic!("no {sample} in {text}"))
+    }
+
     /// Event lines, as JSON.
     pub(crate) fn lines(&self) -> Vec<Value> {
         let Some(running) = &self.0 else { return Vec::new() };
@@ -194,6 +217,13 @@ impl Janusd {
         };
         let found = wait_until(PATIENCE, || running.decisions().iter().any(fits));
         assert!(found, "no {origin:?} {response:?} of {path} in {:#?}", running.decisions());
+    }
+
+    /// Sends it a signal, if it is there.
+    pub(crate) fn signal(&self, signal: Signal) {
+        if let Some(running) = &self.0 {
+            running.node.signal(running.pid, signal);
+        }
     }
 
     /// What it has said on stderr.

@@ -31,6 +31,9 @@ use crate::watchdog::{kernel_pid, wait_until};
 /// The argument that makes the test binary something else.
 pub(crate) const WORD: &str = "__pods";
 
+/// Where the node's own runtimes are, on the node.
+pub(crate) const RUNTIMES: &str = "/usr/local/sbin";
+
 const OVERLAYFS: u32 = 0x794c_7630;
 
 /// What the tests ask of the node.
@@ -176,6 +179,14 @@ fn mount_node(scratch: &Path) -> io::Result<()> {
             mount("tmpfs", &own, "tmpfs", MountFlags::empty(), None)?;
         }
         mount_bind(&own, point)?;
+    }
+    // Its own runtimes, whose files no other node executes.
+    mount_bind(scratch.join("sbin"), RUNTIMES)?;
+    for theirs in ["/usr/bin/runc", "/usr/sbin/runc", "/usr/bin/crun", "/usr/sbin/crun"] {
+        // The machine's, which others may be using.
+        if Path::new(theirs).is_file() && !Path::new(theirs).is_symlink() {
+            mount_bind(scratch.join("sbin/runc"), theirs)?;
+        }
     }
     fs::DirBuilder::new().recursive(true).mode(0o750).create("/var/lib/kubelet/pods")?;
     Ok(mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC)?)

@@ -7,7 +7,7 @@ use janus_proto::v1::GuardPhase;
 use crate::case::{Case, Janus};
 use crate::daemon::PATIENCE;
 use crate::manifest::{guard, guard_with};
-use crate::pod::{Plan, Volume};
+use crate::pod::{PLAIN, Plan, Volume};
 use crate::watchdog::wait_until;
 
 crate::pod_tests![
@@ -206,7 +206,7 @@ fn containers_that_end_at_once(case: &Case) {
 
 /// Its cgroups go by another UID than the one that the API server knows.
 fn a_static_pod(case: &Case) {
-    let (janusd, pod) = (case.janusd(), case.pod_of(&Plan { shared_pids: false, from_file: true }));
+    let (janusd, pod) = (case.janusd(), case.pod_of(&Plan { from_file: true, ..PLAIN }));
     assert_ne!(pod.uid, pod.kubelet_uid);
     pod.make(Volume::Secret("s"));
     janusd.guard(&pod, &guard(&[SECRETS]));

@@ -24,6 +24,7 @@ mod life;
 mod manifest;
 mod node;
 mod pod;
+mod starts;
 mod upkeep;
 #[path = "../kernel/watchdog.rs"]
 mod watchdog;
@@ -32,7 +33,7 @@ mod wire;
 
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -53,7 +54,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Few CPUs, and one containerd.
     arguments.test_threads.get_or_insert(1);
-    let modules = [upkeep::TESTS, life::TESTS, who::TESTS, duties::TESTS];
+    let modules = [upkeep::TESTS, life::TESTS, who::TESTS, duties::TESTS, starts::TESTS];
     let trials = modules.into_iter().flatten().flat_map(Test::trials).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     Node::end_shared();
@@ -66,17 +67,24 @@ struct Test {
     run: fn(&Case),
     /// Whether it has a control: the same run without the daemon.
     control: bool,
+    /// How long one run may take.
+    deadline: fn() -> Duration,
 }
 
 impl Test {
     /// A test of denials, with its control.
     const fn new(name: &'static str, run: fn(&Case)) -> Test {
-        Test { name, run, control: true }
+        Test { name, run, control: true, deadline: || DEADLINE }
     }
 
     /// Without a control: for what is true by itself when there is no daemon.
     const fn without_control(self) -> Test {
         Test { control: false, ..self }
+    }
+
+    /// One that takes as long as it is asked to.
+    const fn lasting(self, deadline: fn() -> Duration) -> Test {
+        Test { deadline, ..self }
     }
 
     fn trials(&'static self) -> Vec<Trial> {
@@ -103,14 +111,15 @@ impl Test {
     }
 
     fn run_watched(&self, janus: Janus) -> Result<Completion, Failed> {
-        let watchdog = Watchdog::start(DEADLINE);
+        let deadline = (self.deadline)();
+        let watchdog = Watchdog::start(deadline);
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let node = Node::shared();
             watchdog.watch().process(node.init);
             (self.run)(&Case { janus, node });
         }));
         match (watchdog.stop(), outcome) {
-            (true, _) => Err(Failed::from(format!("not done after {DEADLINE:?}: its node was killed"))),
+            (true, _) => Err(Failed::from(format!("not done after {deadline:?}: its node was killed"))),
             (false, Ok(())) => Ok(Completion::Completed),
             (false, Err(panic)) => resume_unwind(panic),
         }
@@ -119,9 +128,9 @@ impl Test {
 
 /// The tests of a module, by function name.
 macro_rules! pod_tests {
-    ($($name:ident $(.$method:ident())*),* $(,)?) => {
+    ($($name:ident $(.$method:ident($($argument:expr)?))*),* $(,)?) => {
         pub(crate) const TESTS: &[crate::Test] = &[$(
-            crate::Test::new(concat!(module_path!(), "::", stringify!($name)), $name)$(.$method())*
+            crate::Test::new(concat!(module_path!(), "::", stringify!($name)), $name)$(.$method($($argument)?))*
         ),*];
     };
 }
@@ -139,5 +148,10 @@ fn lacks() -> Option<&'static str> {
 }
 
 fn is_installed(program: &str) -> bool {
-    std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|at| at.join(program).exists()))
+    installed(program).is_some()
+}
+
+fn installed(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|at| at.join(program)).find(|at| at.exists())
 }

@@ -18,6 +18,7 @@ use tempfile::TempDir;
 use crate::cri::Cri;
 use crate::image;
 use crate::inside::{self, Output, Reply, Request};
+use crate::installed;
 use crate::watchdog::wait_until;
 
 /// How long the node's server may take for what it does at once, and for a program beyond the program's own limit.
@@ -42,7 +43,16 @@ disabled_plugins = [
       runtime_type = "io.containerd.runc.v2"
       [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
         SystemdCgroup = false
+        BinaryName = "RUNTIMES/runc"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.STRANGE]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.STRANGE.options]
+        SystemdCgroup = false
+        BinaryName = "RUNTIMES/STRANGE"
 "#;
+
+/// A runtime that is runc by another name: one that nobody knows.
+pub(crate) const STRANGE: &str = "strange";
 
 /// A machine with a container runtime.
 pub(crate) struct Node {
@@ -85,12 +95,16 @@ impl Node {
     pub(crate) fn start() -> Node {
         let started = Instant::now();
         let scratch = TempDir::with_prefix("janus-pods-").unwrap();
-        for directory in ["run/containerd", "lib", "images", "logs"] {
+        for directory in ["run/containerd", "lib", "images", "logs", "sbin"] {
             fs::create_dir_all(scratch.path().join(directory)).unwrap();
         }
         // Copies, not links: agents are known by their files, which must not be others' as well.
         fs::copy(std::env::current_exe().unwrap(), scratch.path().join("kubelet")).unwrap();
         fs::copy(image::BUSYBOX, scratch.path().join("busybox")).unwrap();
+        let runc = installed("runc").expect("runc");
+        for runtime in ["runc", STRANGE] {
+            fs::copy(&runc, scratch.path().join("sbin").join(runtime)).unwrap();
+        }
         let mut outside = Command::new(std::env::current_exe().unwrap())
             .args([inside::WORD, "node"])
             .arg(scratch.path())
@@ -127,7 +141,9 @@ impl Node {
 
     fn start_containerd(&self) {
         let config = self.scratch("containerd.toml");
-        fs::write(&config, CONFIG.replace("IMAGE", image::NAME)).unwrap();
+        let text =
+            CONFIG.replace("IMAGE", image::NAME).replace("STRANGE", STRANGE).replace("RUNTIMES", inside::RUNTIMES);
+        fs::write(&config, text).unwrap();
         let (pid, log) = self.spawn("containerd", &["-c", config.to_str().unwrap()]);
         let mut last = None;
         let answers = wait_until(CONTAINERD, || {

@@ -79,9 +79,11 @@ pub(crate) struct Plan {
     pub(crate) shared_pids: bool,
     /// A static pod: its cgroup and its directory go by the hash of its manifest, not by its UID.
     pub(crate) from_file: bool,
+    /// Which of the node's runtimes has it; empty: the default one.
+    pub(crate) runtime: &'static str,
 }
 
-pub(crate) const PLAIN: Plan = Plan { shared_pids: false, from_file: false };
+pub(crate) const PLAIN: Plan = Plan { shared_pids: false, from_file: false, runtime: "" };
 
 /// A pod.
 pub(crate) struct Pod {
@@ -126,7 +128,8 @@ impl Pod {
                 security: Some(SandboxSecurity { namespaces: Some(namespaces) }),
             }),
         };
-        let sandbox = node.cri.run_sandbox(config.clone()).unwrap_or_else(|error| panic!("no sandbox: {error}"));
+        let sandbox = node.cri.run_sandbox(config.clone(), plan.runtime);
+        let sandbox = sandbox.unwrap_or_else(|error| panic!("no sandbox: {error}"));
         Pod { node: Arc::clone(node), name, uid, kubelet_uid, sandbox, config }
     }
 
@@ -206,6 +209,25 @@ impl Pod {
         volumes: &[Volume],
         control: Option<&str>,
     ) -> Container {
+        let mut container = self.make_container(name, attempt, command, volumes, control);
+        container.started = Instant::now();
+        container.start().unwrap_or_else(|error| panic!("{error}"));
+        container
+    }
+
+    /// Makes a container with a command of its own, and does not start it.
+    pub(crate) fn make_command(&self, name: &str, command: &[&str], volumes: &[Volume]) -> Container {
+        self.make_container(name, 0, command, volumes, None)
+    }
+
+    fn make_container(
+        &self,
+        name: &str,
+        attempt: u32,
+        command: &[&str],
+        volumes: &[Volume],
+        control: Option<&str>,
+    ) -> Container {
         let mount = |host_path: String, container_path: String| Mount {
             container_path,
             host_path,
@@ -224,9 +246,7 @@ impl Pod {
         };
         let cri = &self.node.cri;
         let id = cri.create_container(&self.sandbox, &self.config, &new).unwrap_or_else(|error| panic!("{error}"));
-        let started = Instant::now();
-        cri.start_container(&id).unwrap_or_else(|error| panic!("{error}"));
-        Container { node: Arc::clone(&self.node), name: name.to_owned(), id, attempt, started }
+        Container { node: Arc::clone(&self.node), name: name.to_owned(), id, attempt, started: Instant::now() }
     }
 
     /// The node's shell on a path: root, outside of every pod.
@@ -269,6 +289,11 @@ pub(crate) struct Container {
 }
 
 impl Container {
+    /// Has the runtime start it.
+    pub(crate) fn start(&self) -> Result<(), String> {
+        self.node.cri.start_container(&self.id).map_err(|error| error.to_string())
+    }
+
     /// Its first process, as the node counts.
     pub(crate) fn pid(&self) -> u32 {
         let (_, pid) = self.node.cri.status(&self.id).unwrap_or_else(|error| panic!("{error}"));

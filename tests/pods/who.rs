@@ -4,7 +4,7 @@ use janus_proto::v1::{Origin, Response};
 
 use crate::case::Case;
 use crate::manifest::{guard, guard_with};
-use crate::pod::{Plan, Volume};
+use crate::pod::{PLAIN, Plan, Volume};
 
 crate::pod_tests![app_session_sidecar_and_host, a_sidecar_by_a_common_volume, a_daemon_of_the_app, sessions_that_hide,];
 
@@ -12,7 +12,7 @@ const BUT_OWNER: &str = "{deny: [/etc/secret, /volumes/s], events: [open], autoA
 
 /// Containers that share the pod's pid namespace can reach into one another.
 fn app_session_sidecar_and_host(case: &Case) {
-    let (janusd, pod) = (case.janusd(), case.pod_of(&Plan { shared_pids: true, from_file: false }));
+    let (janusd, pod) = (case.janusd(), case.pod_of(&Plan { shared_pids: true, ..PLAIN }));
     pod.make(Volume::Secret("s"));
     janusd.guard(&pod, &guard_with("g", &["containers: [app]"], &[BUT_OWNER]));
     let (app, sidecar) = (pod.start_app("app", &[Volume::Secret("s")]), pod.start_app("sidecar", &[]));

@@ -84,6 +84,8 @@ pub struct Setup {
     pub place: Place,
     /// How many guards to make room for.
     pub guards: u64,
+    /// How many fanotify groups there are beside those of guards.
+    pub groups: u64,
     /// More executables that are the node's agents.
     pub agents: Vec<PathBuf>,
     /// Decisions can be watched: [`Engine::relay`].
@@ -99,7 +101,15 @@ impl Engine {
     /// Likewise.
     pub fn start(format: EventFormat, guards: u64) -> Result<Engine, Failed> {
         let sysctl = limits::SYSCTL.into();
-        Engine::set_up(Setup { format, place: local_place(), guards, agents: Vec::new(), watched: false, sysctl })
+        Engine::set_up(Setup {
+            format,
+            place: local_place(),
+            guards,
+            groups: 0,
+            agents: Vec::new(),
+            watched: false,
+            sysctl,
+        })
     }
 
     /// Checks rights, makes room for so many guards, probes the kernel, starts the shared threads.
@@ -107,12 +117,12 @@ impl Engine {
     /// # Errors
     /// Status 1, naming the missing capability or what could not be had.
     pub fn set_up(setup: Setup) -> Result<Engine, Failed> {
-        let Setup { format, place, guards, agents, watched, sysctl } = setup;
+        let Setup { format, place, guards, groups, agents, watched, sysctl } = setup;
         let missing = missing_capabilities();
         if !missing.is_empty() {
             return Err(Failed::running(format!("missing capability: {} (run as root)", missing.join(", "))));
         }
-        let capacity = limits::prepare(&limits::Node { sysctl: &sysctl, ..limits::Node::here() }, guards);
+        let capacity = limits::prepare(&limits::Node { sysctl: &sysctl, ..limits::Node::here() }, guards, groups);
         keep_workers_panics_quiet();
         // Before any thread is started, and while it is still allowed.
         if let Err(error) = join_node_cgroups() {

@@ -26,6 +26,7 @@ use crate::admin::{self, Admin};
 use crate::container::Finder;
 use crate::events::relay::Relay;
 use crate::events::{self, EventFormat};
+use crate::gate::{Gate, GateThread, Settings};
 use crate::handover::give::{GiveThread, Host};
 use crate::handover::place::Place;
 use crate::handover::take::{self, Home};
@@ -62,6 +63,8 @@ pub struct Options {
     pub state_dir: Option<PathBuf>,
     /// More executables that are the node's agents.
     pub agents: Vec<PathBuf>,
+    /// How starts of containers are held for guards; `None`: they are not.
+    pub starts: Option<Settings>,
     /// How event lines look.
     pub event_format: EventFormat,
     /// Where limits may be raised.
@@ -93,6 +96,7 @@ fn serve(options: Options) -> Result<(), Failed> {
         format: options.event_format,
         place: events::Place { pod: String::new(), node: options.node.clone() },
         guards: GUARDS_MEANT,
+        groups: options.starts.is_some().into(),
         agents: options.agents.clone(),
         watched: true,
         sysctl: options.sysctl.clone(),
@@ -104,10 +108,13 @@ fn serve(options: Options) -> Result<(), Failed> {
     metrics.serves();
     metrics.finds(finder.tally().clone());
     let bounds = bounds(&engine.capacity);
+    // Before any guard: what is enrolled is waited for from the beginning.
+    let (gate, gate_thread) = gate(&options, &engine, &finder, &metrics).unzip();
     let enforcer = NodeEnforcer {
         shared: engine.shared.clone(),
         capacity: engine.capacity,
         finder: finder.clone(),
+        gate,
         metrics: metrics.clone(),
     };
     let (registry, registry_thread) = Registry::start(enforcer, bounds).map_err(failed("registry thread"))?;
@@ -126,6 +133,7 @@ fn serve(options: Options) -> Result<(), Failed> {
         let home = Home { registry: &registry, metrics, kin: &kin, node: &options.node, runtime: &runtime };
         let heir = take::take(place.others, &home);
         let holder = place.holder.and_then(|holder| take::take_held(holder, &home));
+        let share = gate_thread.as_ref().and_then(|gate| gate.group().try_clone().ok());
         GiveThread::start(
             place.listener,
             heir,
@@ -135,6 +143,7 @@ fn serve(options: Options) -> Result<(), Failed> {
                 admin: admin.clone(),
                 kin: kin.clone(),
                 watchdog: engine.shared.watchdog.clone(),
+                gate: share,
             },
         )
     });
@@ -159,6 +168,9 @@ fn serve(options: Options) -> Result<(), Failed> {
     let deadline = Instant::now() + PATIENCE / 2;
     runtime.shutdown_timeout(PATIENCE / 4);
     registry_thread.end();
+    if let Some(gate_thread) = gate_thread {
+        gate_thread.end();
+    }
     drop(registry);
     drop(finder);
     let (drained, result) = result;
@@ -168,6 +180,21 @@ fn serve(options: Options) -> Result<(), Failed> {
     }
     engine.finish(clean, deadline.saturating_duration_since(Instant::now()));
     result
+}
+
+/// The gate of starts, if there is to be one and it can be had: guards do without, as they do where the runtime is not known.
+fn gate(options: &Options, engine: &Engine, finder: &Finder, metrics: &Arc<Metrics>) -> Option<(Gate, GateThread)> {
+    let Some(settings) = &options.starts else {
+        tracing::info!("starts are not held: containers may begin before their guards are in force");
+        return None;
+    };
+    match Gate::start(settings, engine.shared.features, finder.clone(), metrics.clone()) {
+        Ok(gate) => Some(gate),
+        Err(error) => {
+            tracing::error!(%error, "starts are not held: containers may begin before their guards are in force");
+            None
+        }
+    }
 }
 
 /// No namespace takes more than half of what there is.

@@ -180,7 +180,7 @@ impl Node {
 
     /// Processes that see the node as it is: a container's parent (a shim of the runtime's, or who adopted it) if it is in
     /// no pod itself, the node's first process, and this one.
-    fn views(&self, parent: i32) -> Vec<String> {
+    pub(super) fn views(&self, parent: i32) -> Vec<String> {
         let on_node = |pid: i32| {
             pid > 0 && cgroups_of(pid).is_some_and(|cgroups| Home::outermost(&cgroups, self.home.as_ref()).is_none())
         };
@@ -205,7 +205,7 @@ pub(super) fn named(part: Part) -> Option<(Arc<str>, Option<Runtime>)> {
 }
 
 /// The tick of the clock by which processes' start times are told.
-pub(super) fn tick() -> Option<u64> {
+pub fn tick() -> Option<u64> {
     let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
     let (seconds, hundredths) = uptime.split(' ').next()?.split_once('.')?;
     // USER_HZ is 100 wherever Linux runs containers.
@@ -222,12 +222,12 @@ fn cgroups_of(pid: i32) -> Option<Cgroups> {
     Some(Cgroups::parse(&bytes))
 }
 
-fn open_root(process: &str) -> rustix::io::Result<OwnedFd> {
+pub(super) fn open_root(process: &str) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(format!("/proc/{process}/root"), flags, Mode::empty())
 }
 
-fn inode(file: BorrowedFd<'_>) -> Option<Inode> {
+pub(super) fn inode(file: BorrowedFd<'_>) -> Option<Inode> {
     look::stat(file, &Features::default()).ok().map(|stat| stat.inode)
 }
 

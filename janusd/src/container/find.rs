@@ -79,6 +79,8 @@ pub struct Container {
 pub struct Sighting {
     /// Its containers, without its sandbox.
     pub containers: Vec<Arc<Container>>,
+    /// Its sandboxes, which are no containers of its spec and are never guarded.
+    pub sandboxes: BTreeSet<Arc<str>>,
     /// Containers whose root could not be reached, by id, and why.
     pub unreachable: BTreeMap<Arc<str>, String>,
 }
@@ -88,7 +90,7 @@ impl Sighting {
         let key = |it: &Sighting| -> Vec<_> {
             it.containers.iter().map(|it| (it.id.clone(), it.init, it.name.clone())).collect()
         };
-        key(self) == key(other) && self.unreachable == other.unreachable
+        key(self) == key(other) && self.sandboxes == other.sandboxes && self.unreachable == other.unreachable
     }
 }
 
@@ -110,6 +112,7 @@ enum Message {
     Watch(u64, PodUid, Deliver),
     Forget(u64),
     Look,
+    Hurry(PodUid),
 }
 
 /// The way to the finder's thread.
@@ -146,6 +149,7 @@ impl std::fmt::Debug for Message {
             Message::Watch(..) => "Watch",
             Message::Forget(_) => "Forget",
             Message::Look => "Look",
+            Message::Hurry(_) => "Hurry",
         })
     }
 }
@@ -221,6 +225,11 @@ impl Finder {
     /// Goes through everything, at once unless that has just been done: somebody knows that something has begun.
     pub fn look(&self) {
         let _never = self.messages.send(Message::Look);
+    }
+
+    /// Looks at this pod, now: somebody waits for what there is in it.
+    pub fn hurry(&self, pod: PodUid) {
+        let _never = self.messages.send(Message::Hurry(pod));
     }
 
     /// How well containers are found.
@@ -348,9 +357,11 @@ impl Pod {
 
     fn sighting(&self) -> Sighting {
         let containers = self.known.values().filter(|known| !known.sandbox).map(|known| known.container.clone());
+        let sandboxes = self.known.iter().filter(|(_, known)| known.sandbox).map(|(id, _)| id.clone());
         let unreachable = self.waiting.iter().filter(|(_, it)| it.is_told());
         Sighting {
             containers: containers.collect(),
+            sandboxes: sandboxes.collect(),
             unreachable: unreachable.map(|(id, it)| (id.clone(), it.why.to_string())).collect(),
         }
     }
@@ -510,6 +521,13 @@ impl Search {
                 }
                 Ok(Some(Message::Forget(number))) => self.forget(number),
                 Ok(Some(Message::Look)) => self.scan = self.scan.min(self.rest),
+                Ok(Some(Message::Hurry(uid))) if self.is_blind() => {
+                    // It is all there is; once for as many as have been asked for meanwhile.
+                    if self.pods.contains_key(&uid) {
+                        self.scan = Instant::now();
+                    }
+                }
+                Ok(Some(Message::Hurry(uid))) => self.look_at(&uid),
                 Ok(None) => return true,
                 Err(_) => return false,
             }

@@ -42,6 +42,15 @@ impl Answer {
         (half(), half())
     }
 
+    /// This answer, and whatever is to be done once it has been told, or was dropped.
+    #[must_use]
+    pub fn then(self, next: impl FnOnce() + Send + 'static) -> Answer {
+        Answer::new(move |result| {
+            self.tell(result);
+            next();
+        })
+    }
+
     pub(super) fn tell(mut self, result: Result<(), SurveyError>) {
         if let Some(tell) = self.0.take() {
             tell(result);

@@ -50,6 +50,10 @@ const AGAIN: Duration = Duration::from_secs(1);
 const OBEY: Duration = Duration::from_secs(10);
 /// How often an ending keeper looks whether its worker has ended, or is stuck.
 const STOPPING: Duration = Duration::from_millis(1);
+/// A start that was let go late is told of for as long: who asks every 30 seconds hears of it.
+const LATE_TOLD: Duration = Duration::from_secs(90);
+/// Of so many containers.
+const MOST_LATE: usize = 16;
 /// Workers of a guard that were replaced and have not come back: each keeps a thread and two groups.
 const MOST_MISSING: usize = 4;
 
@@ -59,6 +63,8 @@ pub(super) enum Errand {
     Update(Arc<GuardSpec>, Answer),
     /// These are the pod's containers; answers when those that are selected are guarded.
     Containers(Offer, Answer),
+    /// A container's start was let go before the guard was in force there: tell of it.
+    Late(LateStart),
     /// The worker's condition has changed, as the watchdog sees it.
     Worker,
     /// Change nothing until told to go on: another process is to do this one's work. Answers when that holds, with the
@@ -75,6 +81,15 @@ pub(super) enum Errand {
     Stop,
 }
 
+/// A container that began before its guard was in force there, or was kept from beginning because it was not.
+#[derive(Debug, Clone)]
+pub struct LateStart {
+    /// Its id.
+    pub container: Arc<str>,
+    /// What was done.
+    pub detail: String,
+}
+
 /// What is known of a guard, for whoever asks.
 #[derive(Debug, Clone)]
 pub struct Report {
@@ -86,6 +101,11 @@ pub struct Report {
     pub problems: BTreeSet<Problem>,
     /// The roots that it guards.
     pub sites: Vec<SiteReport>,
+    /// Containers that have been seen to, by id: those that it selects and that could be surveyed are guarded, the others
+    /// are none of its business.
+    pub seen_to: BTreeSet<Arc<str>>,
+    /// Since when it changes nothing, because another process is to do its work.
+    pub frozen: Option<Instant>,
 }
 
 pub(super) struct Keeper {
@@ -135,6 +155,8 @@ pub(super) struct Keeper {
     pub(super) unmarked: Option<Sender<()>>,
     /// It has panicked, and nothing has been put in force since.
     pub(super) panicked: bool,
+    /// Starts that were let go before the guard was in force, and until when they are told of.
+    pub(super) late: Vec<(Instant, Problem)>,
 }
 
 /// What has happened to a root.
@@ -192,7 +214,9 @@ impl Keeper {
     fn run(&mut self) {
         let mut not_before = if self.panicked { self.resume() } else { Instant::now() };
         loop {
-            let woken = if self.frozen { self.wait_frozen() } else { self.wait(self.stale.then_some(not_before)) };
+            let due =
+                self.stale.then_some(not_before).into_iter().chain(self.late.iter().map(|(until, _)| *until)).min();
+            let woken = if self.frozen { self.wait_frozen() } else { self.wait(due) };
             self.errands.quiet();
             loop {
                 match self.errands.take() {
@@ -217,21 +241,26 @@ impl Keeper {
                         self.stale |= result.is_err() || self.lacks_something();
                         answer.tell(result);
                     }
+                    Ok(Some(Errand::Late(late))) => self.tell_late(late),
                     Ok(Some(Errand::Worker)) if self.frozen => {}
                     Ok(Some(Errand::Worker)) => self.stale |= self.see_to_worker().is_err(),
                     Ok(Some(Errand::Freeze(reply))) => {
                         // The kernel answers for no more files: other rules may be in force by the time it is asked again.
                         // A worker that does not obey does not share its groups either.
                         let _stuck = self.obey(|acknowledge| Command::Ignoring(false, acknowledge));
-                        self.frozen = true;
+                        self.freeze(true);
                         let _gone = reply.send(self.numbers.clone());
                     }
                     Ok(Some(Errand::Tell(reply))) => {
                         let _gone = reply.send(self.numbers.clone());
                     }
-                    Ok(Some(Errand::Thaw)) => (self.frozen, self.stale) = (false, true),
+                    Ok(Some(Errand::Thaw)) => {
+                        self.freeze(false);
+                        self.stale = true;
+                    }
                     Ok(Some(Errand::Anew(reply))) => {
-                        (self.frozen, self.stale, self.anew) = (false, true, Some(reply));
+                        self.freeze(false);
+                        (self.stale, self.anew) = (true, Some(reply));
                         not_before = Instant::now();
                     }
                     Ok(None) => break,
@@ -240,6 +269,10 @@ impl Keeper {
             }
             if self.frozen {
                 continue;
+            }
+            if self.late.iter().any(|(until, _)| *until <= Instant::now()) {
+                self.late.retain(|(until, _)| *until > Instant::now());
+                self.publish_late();
             }
             self.stale |= self.see_to(woken);
             if self.stale && not_before <= Instant::now() {
@@ -474,7 +507,43 @@ impl Keeper {
         }
         self.panicked = false;
         self.publish(watches_lacking);
+        self.see_to_all();
         Ok(())
+    }
+
+    /// Everything that was offered is in force, or is not to be.
+    fn see_to_all(&self) {
+        let Some(offered) = &self.offered else { return };
+        let ids = offered.sites.iter().map(|site| &site.id).chain(&offered.passed_over);
+        self.report.lock().seen_to = ids.cloned().collect();
+    }
+
+    fn freeze(&mut self, frozen: bool) {
+        self.frozen = frozen;
+        self.report.lock().frozen = frozen.then(Instant::now);
+    }
+
+    fn tell_late(&mut self, late: LateStart) {
+        let problem = Problem {
+            reason: ProblemReason::StartLate,
+            rule: None,
+            path: Vec::new(),
+            detail: late.detail,
+            container: Some(late.container),
+        };
+        if self.late.len() >= MOST_LATE {
+            self.late.remove(0);
+        }
+        self.late.push((Instant::now() + LATE_TOLD, problem));
+        self.publish_late();
+    }
+
+    fn publish_late(&self) {
+        // A guard that is not in force yet says so when it is.
+        let state = self.report.lock().state;
+        if state != GuardState::Starting {
+            self.publish(false);
+        }
     }
 
     /// The watchdog has found the worker stuck, lost, or well again.
@@ -593,6 +662,7 @@ impl Keeper {
     fn post(&mut self) -> Result<(), SurveyError> {
         self.hand_over()?;
         self.publish(false);
+        self.see_to_all();
         Ok(())
     }
 
@@ -664,6 +734,11 @@ impl Keeper {
 
     fn problems(&self, watches_lacking: bool) -> BTreeSet<Problem> {
         let mut problems = self.outside.clone();
+        // By its name, if that is known by now.
+        problems.extend(self.late.iter().map(|(_, late)| {
+            let label = self.standings.iter().find(|standing| Some(&standing.id) == late.container.as_ref());
+            Problem { container: label.and_then(Standing::label).or_else(|| late.container.clone()), ..late.clone() }
+        }));
         for standing in &self.standings {
             let label = standing.label();
             problems.extend(standing.problems.iter().cloned().map(|it| Problem { container: label.clone(), ..it }));

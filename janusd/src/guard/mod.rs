@@ -51,7 +51,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
 pub use answer::Answer;
-pub use keeper::Report;
+pub use keeper::{LateStart, Report};
 pub use problem::{Problem, ProblemReason};
 pub use site::{Numbers, Offer, Roots, Site, SiteId, SiteReport};
 use survey::Stopping;
@@ -165,6 +165,7 @@ impl std::fmt::Debug for Errand {
         f.write_str(match self {
             Errand::Update(..) => "Update",
             Errand::Containers(..) => "Containers",
+            Errand::Late(_) => "Late",
             Errand::Worker => "Worker",
             Errand::Freeze(_) => "Freeze",
             Errand::Thaw => "Thaw",
@@ -277,6 +278,8 @@ impl Guard {
             marks: MarkCounts::default(),
             problems: Default::default(),
             sites: Vec::new(),
+            seen_to: Default::default(),
+            frozen: None,
         }));
         let stopping = Arc::new(AtomicBool::new(false));
         let keeper = Keeper {
@@ -307,6 +310,7 @@ impl Guard {
             anew: None,
             unmarked: None,
             panicked: false,
+            late: Vec::new(),
         };
         let mut guard = Guard { errands, worker, fingerprints, metrics, keeper: None, stopped, stopping, report };
         let builder = std::thread::Builder::new().name(thread_name("jk-", name)).stack_size(STACK);
@@ -408,6 +412,12 @@ impl Door {
     pub fn offer(&self, offer: Offer, answer: Answer) {
         // Gone: the answer goes with the errand, and says so.
         let _gone = self.0.send(Errand::Containers(offer, answer));
+    }
+
+    /// Says that a container's start was let go before the guard was in force there. Never blocks.
+    pub fn late(&self, late: LateStart) {
+        // Gone: then there is no guard of which to tell it.
+        let _gone = self.0.send(Errand::Late(late));
     }
 }
 

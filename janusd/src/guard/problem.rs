@@ -31,6 +31,8 @@ pub enum ProblemReason {
     KeeperPanicked,
     /// The thread that answers is stuck: others answer by failure policy until it is back, or replaced.
     WorkerStuck,
+    /// A container's start was held for the guard, and let go by failure policy before the guard was in force there.
+    StartLate,
     /// The container's name is not known yet. It counts as one that the guard selects.
     NameUnknown,
     /// A path does not exist yet. It is guarded from the moment it does.
@@ -39,7 +41,7 @@ pub enum ProblemReason {
 
 impl ProblemReason {
     /// All of them.
-    pub const ALL: [ProblemReason; 15] = [
+    pub const ALL: [ProblemReason; 16] = [
         ProblemReason::RootUnreachable,
         ProblemReason::FilesystemNotGated,
         ProblemReason::SpecialFileNotGated,
@@ -53,6 +55,7 @@ impl ProblemReason {
         ProblemReason::AuditUnavailable,
         ProblemReason::KeeperPanicked,
         ProblemReason::WorkerStuck,
+        ProblemReason::StartLate,
         ProblemReason::NameUnknown,
         ProblemReason::PathAbsent,
     ];
@@ -73,6 +76,7 @@ impl ProblemReason {
             ProblemReason::AuditUnavailable => "AuditUnavailable",
             ProblemReason::KeeperPanicked => "KeeperPanicked",
             ProblemReason::WorkerStuck => "WorkerStuck",
+            ProblemReason::StartLate => "StartLate",
             ProblemReason::NameUnknown => "NameUnknown",
             ProblemReason::PathAbsent => "PathAbsent",
         }

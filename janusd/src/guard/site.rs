@@ -1,6 +1,6 @@
 //! The roots of one guard: the containers of its pod, or the one root of a guard without a cluster.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::root::Root;
@@ -54,6 +54,8 @@ pub struct Site {
 pub struct Offer {
     /// Those that can be entered.
     pub sites: Vec<Site>,
+    /// What no guard is for: the pod's sandboxes, by id.
+    pub passed_over: BTreeSet<Arc<str>>,
     /// Those that cannot, by id, and why.
     pub unreachable: BTreeMap<Arc<str>, String>,
 }

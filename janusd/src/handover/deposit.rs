@@ -12,9 +12,9 @@ use prost::Message;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::link::{Link, LinkError};
-use super::message::{Deposit, DepositKnown, Estate, Highest, Known, Part, Pulse, Stood, Unit, Withdraw};
+use super::message::{Deposit, DepositKnown, Estate, Gate, Highest, Known, Part, Pulse, Stood, Unit, Withdraw};
 use crate::doorbell::Bell;
-use crate::fanotify::group;
+use crate::fanotify::{Group, group};
 use crate::guard::transfer::Transfer;
 use crate::guard::watchdog::Watchdog;
 use crate::limits::DESCRIPTORS_LEFT;
@@ -47,14 +47,34 @@ pub(super) struct Depot {
     highest: i32,
     watchdog: Watchdog,
     beats: bool,
+    /// What holds starts, if anything does.
+    gate: Option<Group>,
+    /// The highest number of an event of it that the holder knows of, once it has it.
+    gate_highest: Option<i32>,
 }
 
 impl Depot {
     /// `held`: what it has already, as it came from there.
-    pub(super) fn new(link: Link, bell: Bell, watchdog: Watchdog, held: impl IntoIterator<Item = UnitId>) -> Depot {
+    pub(super) fn new(
+        link: Link,
+        bell: Bell,
+        watchdog: Watchdog,
+        gate: Option<Group>,
+        held: impl IntoIterator<Item = UnitId>,
+    ) -> Depot {
         // Of no generation: each is deposited anew.
         let deposited = held.into_iter().map(|id| (id, (0, 0))).collect();
-        Depot { link, deposited, bell, lacks_some: false, highest: -1, watchdog, beats: false }
+        Depot {
+            link,
+            deposited,
+            bell,
+            lacks_some: false,
+            highest: -1,
+            watchdog,
+            beats: false,
+            gate,
+            gate_highest: None,
+        }
     }
 
     /// Whether the holder has all that there was when it was kept up.
@@ -64,7 +84,7 @@ impl Depot {
 
     /// When to keep up again although nothing has changed: numbers may have risen.
     pub(super) fn pause(&self) -> Option<Duration> {
-        (self.lacks_some || !self.deposited.is_empty()).then_some(AGAIN)
+        (self.lacks_some || !self.deposited.is_empty() || self.gate.is_some()).then_some(AGAIN)
     }
 
     /// Hears what has come: what the holder has answered, the connection's end, or something newer.
@@ -125,6 +145,7 @@ impl Depot {
         if self.link.has_ended() {
             return Err(LinkError::Gone);
         }
+        self.deposit_gate()?;
         let units = registry.units().ok_or(LinkError::Stopped)?;
         let stands = |id: &UnitId| units.iter().any(|unit| unit.unit == *id && unit.run.is_some());
         let gone: Vec<UnitId> = self.deposited.keys().filter(|id| !stands(id)).cloned().collect();
@@ -147,6 +168,18 @@ impl Depot {
         }
         self.raise()?;
         self.pulse()
+    }
+
+    /// Should this janusd be stopped as a whole, the holder lets go of the starts that it holds.
+    fn deposit_gate(&mut self) -> Result<(), LinkError> {
+        let Some(gate) = &self.gate else { return Ok(()) };
+        if self.gate_highest.is_some_and(|known| group::highest_number().saturating_add(MARGIN) <= known) {
+            return Ok(());
+        }
+        let highest = highest_number();
+        self.say(Part::Gate(Gate { highest }), &[gate.as_fd()])?;
+        self.gate_highest = Some(highest);
+        Ok(())
     }
 
     /// Tells the holder of higher numbers before events have them.
@@ -235,7 +268,7 @@ mod tests {
         let uid = |text: &str| Uid::parse(text.to_owned()).unwrap();
         let (watchdog, _thread) = Watchdog::start(Duration::from_secs(1)).unwrap();
         let held = [UnitId { guard: uid("g"), pod: uid("p") }];
-        let mut depot = Depot::new(one, doorbell::channel::<()>().unwrap().0.bell(), watchdog, held);
+        let mut depot = Depot::new(one, doorbell::channel::<()>().unwrap().0.bell(), watchdog, None, held);
         let now = group::highest_number();
         for (knows, told) in [(now + MARGIN - 1, true), (now + 2 * MARGIN, false), (-1, true)] {
             depot.highest = knows;

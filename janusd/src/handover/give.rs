@@ -18,6 +18,7 @@ use super::message::{Ask, End, Estate, GuardCounts, Known, Parked, Part, Ready, 
 use super::take::Heir;
 use crate::admin::Admin;
 use crate::doorbell::{self, Bell, Mailbox, Speaker};
+use crate::fanotify::Group;
 use crate::guard::kin::Kin;
 use crate::guard::known::Learned;
 use crate::guard::transfer::{Resting, Transfer};
@@ -51,6 +52,14 @@ pub struct Host {
     pub kin: Kin,
     /// Beats for the holder.
     pub watchdog: Watchdog,
+    /// What holds starts, if anything does: the holder lets go of them should this process be stopped.
+    pub gate: Option<Group>,
+}
+
+impl Host {
+    fn share_of_gate(&self) -> Option<Group> {
+        self.gate.as_ref().and_then(|gate| gate.try_clone().ok())
+    }
 }
 
 /// The thread, to be joined.
@@ -77,7 +86,7 @@ impl GiveThread {
         listener.set_nonblocking(true)?;
         let stop = Arc::new(AtomicBool::new(false));
         let held = host.registry.units().into_iter().flatten().map(|unit| unit.unit);
-        let depot = holder.map(|link| Depot::new(link, door.bell(), host.watchdog.clone(), held));
+        let depot = holder.map(|link| Depot::new(link, door.bell(), host.watchdog.clone(), host.share_of_gate(), held));
         let bell = door.bell();
         // So that what there is gets deposited.
         bell.ring();
@@ -179,7 +188,8 @@ impl Giver {
                 tracing::info!(peer = link.peer, "a holder has come");
                 // Of two, one would take the end of our connection for ours.
                 self.withdraw();
-                self.depot = Some(Depot::new(link, self.bell.clone(), self.host.watchdog.clone(), []));
+                let gate = self.host.share_of_gate();
+                self.depot = Some(Depot::new(link, self.bell.clone(), self.host.watchdog.clone(), gate, []));
                 self.mailbox.remind();
                 return false;
             }

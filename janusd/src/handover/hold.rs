@@ -16,6 +16,10 @@
 //! What the dead janusd had read and not answered is known to nobody. It is answered by every number that it can have had:
 //! by this one at the deadline, before its first read, or by whoever takes the guard, before its own.
 //!
+//! Of a gate of starts it holds a share as well, and reads it only where its janusd, alive, has left something queued for
+//! seconds: a janusd that is stopped as a whole would keep the node's runtime from doing anything, also from killing it. Its
+//! marks are taken away then, and whoever waits is let go. The share goes with the connection.
+//!
 //! Caveat: a read can hang inside of an open (a FUSE server that does not answer), and with it the one thread: what else is
 //! due waits for that server, and so does a janusd that comes. Such a file system under a guard takes a janusd that lives.
 
@@ -31,7 +35,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::life::{LOOK, Life};
 use super::link::{Link, LinkError};
-use super::message::{Answers, Counted, Deposit, DepositKnown, End, Highest, Hold, Part, Pulse, Refuse, Stood, Taken};
+use super::message::{
+    Answers, Counted, Deposit, DepositKnown, End, Gate, Highest, Hold, Part, Pulse, Refuse, Stood, Taken,
+};
 use super::place::HoldPlace;
 use crate::fanotify::answer::{Answer, Outcome, answer_all};
 use crate::fanotify::group::ReadBuffer;
@@ -46,6 +52,10 @@ const DYING: Duration = Duration::from_secs(1);
 const GIVING: Duration = Duration::from_secs(5);
 /// Batches that are answered of one group before the others have their turn.
 const READS: usize = 4;
+/// How often it is looked whether a janusd reads the starts that it holds.
+const GATES: Duration = Duration::from_secs(1);
+/// So many times in a row something is queued there, and then it does not.
+const UNREAD: u32 = 3;
 /// Parcels of what is known, for each guard: beyond that it is learned anew.
 const MOST_PARCELS: usize = 128;
 
@@ -144,6 +154,42 @@ impl Unit {
     }
 }
 
+/// A gate of starts, whose janusd lives.
+struct Watched {
+    group: Group,
+    highest: i32,
+    /// How often in a row something was queued.
+    queued: u32,
+}
+
+impl Watched {
+    /// Looks whether its janusd reads; lets go of whatever waits if it has not for a while.
+    fn look(&mut self) {
+        let mut fds = [PollFd::new(&self.group, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        // A failure (EINTR) is as good as nothing there.
+        let is_queued = poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0);
+        self.queued = if is_queued { self.queued + 1 } else { 0 };
+        if self.queued < UNREAD {
+            return;
+        }
+        if self.queued == UNREAD {
+            tracing::warn!("a janusd does not read the starts that it holds: they are let go");
+        }
+        // It lays them again once it goes on.
+        if let Err(error) = self.group.flush_inodes() {
+            tracing::error!(%error, "marks on runtimes could not be removed");
+        }
+        let mut buffer = ReadBuffer::default();
+        let mut events: Vec<PermissionEvent> = Vec::new();
+        while self.group.read(&mut buffer, &mut events).is_ok() {}
+        // What it had read itself is known by no more than its numbers.
+        let numbers = (0..=self.highest).chain(events.iter().map(|event| event.file.as_raw_fd()));
+        let answers: Vec<Answer> = numbers.map(|number| Answer::new(number, Response::Allow, false)).collect();
+        answer_all(&mut &self.group, &answers, |_, _| {});
+    }
+}
+
 /// The holder.
 pub struct Holder {
     listener: UnixListener,
@@ -161,6 +207,10 @@ pub struct Holder {
     closing: Sender<Unit>,
     /// Ends after the other end is dropped.
     closer: JoinHandle<()>,
+    /// By connection.
+    gates: HashMap<u64, Watched>,
+    /// When they were last looked at.
+    looked: Instant,
     buffer: ReadBuffer,
 }
 
@@ -185,6 +235,8 @@ impl Holder {
             units: BTreeMap::new(),
             closing,
             closer,
+            gates: HashMap::new(),
+            looked: Instant::now(),
             buffer: ReadBuffer::default(),
         };
         for stream in place.others {
@@ -230,6 +282,10 @@ impl Holder {
                 }
             }
             let now = Instant::now();
+            if now.duration_since(self.looked) >= GATES {
+                self.looked = now;
+                self.gates.values_mut().for_each(Watched::look);
+            }
             let deadline = self.deadline;
             let is_due = |unit: &Unit| unit.orphaned.is_some_and(|since| now.duration_since(since) >= deadline);
             let due = self.units.values().filter(|unit| is_due(unit) && !unit.settled);
@@ -325,7 +381,8 @@ impl Holder {
         let standing = self.lives.values().filter(|life| life.is_stood_for());
         fds.extend(standing.map(|life| PollFd::from_borrowed_fd(life.as_fd(), PollFlags::IN)));
         let look = (!self.lives.is_empty()).then_some(self.look);
-        let due = waiting.map(|since| since + self.deadline).chain(look).min();
+        let gates = (!self.gates.is_empty()).then(|| self.looked + GATES);
+        let due = waiting.map(|since| since + self.deadline).chain(look).chain(gates).min();
         let due = due.map(|due| due.saturating_duration_since(now));
         let due = due.map(|due| Timespec { tv_sec: due.as_secs().cast_signed(), tv_nsec: due.subsec_nanos().into() });
         match poll(&mut fds, due.as_ref()) {
@@ -344,6 +401,8 @@ impl Holder {
             Some((part, descriptors)) => self.take(id, part, descriptors),
         });
         if let Err(error) = result {
+            // If it is dead, whatever waits there goes as the group closes.
+            self.gates.remove(&id);
             self.ended.extend(self.links.remove_entry(&id));
             self.lives.remove(&id);
             let now = Instant::now();
@@ -362,6 +421,12 @@ impl Holder {
     fn take(&mut self, id: u64, part: Part, descriptors: Vec<OwnedFd>) -> Result<(), LinkError> {
         match part {
             Part::Deposit(deposit) => self.keep(id, deposit, descriptors),
+            Part::Gate(Gate { highest }) => {
+                let Ok([group]) = <[OwnedFd; 1]>::try_from(descriptors) else { return Err(LinkError::Unexpected) };
+                let group = Group::adopt(group, false);
+                self.gates.insert(id, Watched { group, highest, queued: 0 });
+                Ok(())
+            }
             Part::DepositKnown(known) => {
                 if let Some(unit) = self.units.get_mut(&known.name).filter(|unit| unit.owner == id)
                     && unit.known.len() < MOST_PARCELS

@@ -21,7 +21,7 @@ pub const OLDEST: u32 = 1;
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Frame {
     /// What it says; `None`: something that this version does not know.
-    #[prost(oneof = "Part", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16")]
+    #[prost(oneof = "Part", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17")]
     pub part: Option<Part>,
 }
 
@@ -77,6 +77,9 @@ pub enum Part {
     /// From the holder: what it has answered in place of a janusd that lives.
     #[prost(message, tag = "16")]
     Stood(Stood),
+    /// To the holder: what holds starts of containers.
+    #[prost(message, tag = "17")]
+    Gate(Gate),
 }
 
 /// Hand over.
@@ -321,6 +324,14 @@ pub struct Deposit {
     /// From the holder: what it has answered.
     #[prost(message, optional, tag = "5")]
     pub answered: Option<Counted>,
+}
+
+/// The gate of starts. Its group travels with the frame. A holder that does not know it does without.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Gate {
+    /// No event of it has a higher number, or will have.
+    #[prost(int32, tag = "1")]
+    pub highest: i32,
 }
 
 /// Files that a deposited guard knows.

@@ -11,6 +11,7 @@ use super::PodGuard;
 use crate::container::{Finder, PodUid};
 use crate::events::Whose;
 use crate::fanotify::GroupError;
+use crate::gate::Gate;
 use crate::guard::transfer::{Estate, Transfer};
 use crate::guard::{Answer, Report, Shared, StartError};
 use crate::limits::{Bound, Capacity};
@@ -31,6 +32,8 @@ pub struct NodeEnforcer {
     pub capacity: Capacity,
     /// Finds their containers.
     pub finder: Finder,
+    /// Holds the starts of containers for them, if anybody does.
+    pub gate: Option<Gate>,
     /// Where they count.
     pub metrics: Arc<Metrics>,
 }
@@ -92,6 +95,7 @@ impl NodeEnforcer {
             metrics,
             &self.shared,
             &self.finder,
+            self.gate.as_ref().map(Gate::roll),
             estate,
             answer(teller, || {}),
             ended,

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 pub use self::enforcer::NodeEnforcer;
 use crate::container::{Finder, PodUid, Sighting, Watch};
 use crate::events::Whose;
+use crate::gate::{Enrolment, Roll};
 use crate::guard::transfer::{Estate, Transfer};
 use crate::guard::{Answer, Door, Ended, Guard, Offer, Report, Roots, Shared, Site, StartError, SurveyError};
 use crate::metrics::GuardMetrics;
@@ -25,6 +26,8 @@ pub struct PodGuard {
     pod: PodUid,
     whose: Arc<Whose>,
     porch: Arc<Porch>,
+    /// Starts of the pod's containers are held for it.
+    enrolment: Option<Enrolment>,
 }
 
 impl PodGuard {
@@ -46,7 +49,7 @@ impl PodGuard {
             // Whoever waited has gone; the guard stands as it is.
             let _gone = tell.send(result);
         });
-        let guard = PodGuard::launch(spec, pod, whose, metrics, shared, finder, None, answer, Box::new(|| {}))?;
+        let guard = PodGuard::launch(spec, pod, whose, metrics, shared, finder, None, None, answer, Box::new(|| {}))?;
         match told.recv().unwrap_or(Err(SurveyError::Stopped)) {
             Ok(()) => Ok(guard),
             Err(error) => {
@@ -57,7 +60,7 @@ impl PodGuard {
     }
 
     /// Starts it without waiting: `answer` is told once the containers that the pod has are guarded, `ended` is called once
-    /// it has stopped ([`Guard::launch`]).
+    /// it has stopped ([`Guard::launch`]). With a `roll`, starts of the pod's containers are held for it.
     ///
     /// # Errors
     /// [`StartError`].
@@ -69,15 +72,18 @@ impl PodGuard {
         metrics: GuardMetrics,
         shared: &Shared,
         finder: &Finder,
+        roll: Option<&Roll>,
         estate: Option<Estate>,
         answer: Answer,
         ended: Ended,
     ) -> Result<PodGuard, StartError> {
         let roots = Roots::Pod(Offer::default());
+        let (name, policy) = (spec.name().clone(), spec.failure_policy());
         let guard = Guard::launch(spec, roots, Some(whose.clone()), metrics, shared, estate, ended)?;
+        let enrolment = roll.map(|roll| roll.enrol(pod.clone(), name, policy, guard.reports(), guard.door()));
         let porch = Arc::new(Porch { door: guard.door(), inside: Mutex::default() });
-        let watch = watch(finder, &pod, &porch, answer);
-        Ok(PodGuard { watch, guard, pod, whose, porch })
+        let watch = watch(finder, &pod, &porch, enrolment.as_ref(), answer);
+        Ok(PodGuard { watch, guard, pod, whose, porch, enrolment })
     }
 
     /// [`Guard::update`].
@@ -90,13 +96,19 @@ impl PodGuard {
 
     /// The same without waiting.
     pub fn update_then(&self, spec: Arc<GuardSpec>, answer: Answer) {
+        if let Some(enrolment) = &self.enrolment {
+            enrolment.change(spec.failure_policy());
+        }
         self.guard.update_then(spec, answer);
     }
 
     /// Looks which containers the pod has now; answers once they are guarded. Its cgroups may bear another UID than was
     /// thought.
     pub fn look(&mut self, pod: PodUid, finder: &Finder, answer: Answer) {
-        self.watch = watch(finder, &pod, &self.porch, answer);
+        if let Some(enrolment) = self.enrolment.as_ref().filter(|_| pod != self.pod) {
+            enrolment.rename(&pod);
+        }
+        self.watch = watch(finder, &pod, &self.porch, self.enrolment.as_ref(), answer);
         self.pod = pod;
     }
 
@@ -128,11 +140,15 @@ impl PodGuard {
 
     /// Asks it to stop; [`PodGuard::stop`] waits for that.
     pub fn begin_stop(&self) {
+        if let Some(enrolment) = &self.enrolment {
+            enrolment.withdraw();
+        }
         self.guard.begin_stop();
     }
 
     /// [`Guard::stop`].
     pub fn stop(self, patience: Duration) -> bool {
+        drop(self.enrolment);
         drop(self.watch);
         self.guard.stop(patience)
     }
@@ -194,15 +210,20 @@ impl Known {
                 Err(error) => drop(unreachable.insert(container.id.clone(), format!("its pidfd: {error}"))),
             }
         }
-        Offer { sites, unreachable }
+        Offer { sites, passed_over: sighting.sandboxes.clone(), unreachable }
     }
 }
 
-fn watch(finder: &Finder, pod: &PodUid, porch: &Arc<Porch>, answer: Answer) -> Watch {
+fn watch(finder: &Finder, pod: &PodUid, porch: &Arc<Porch>, enrolment: Option<&Enrolment>, answer: Answer) -> Watch {
     let porch = porch.clone();
     let first = Mutex::new(Some(answer));
+    let told = enrolment.map(|enrolment| Arc::new(enrolment.teller(pod.clone())));
     let deliver = move |sighting| {
         let answer = first.lock().take().unwrap_or_else(Answer::unasked);
+        let answer = match told.clone() {
+            Some(told) => answer.then(move || told()),
+            None => answer,
+        };
         porch.see(sighting, answer);
     };
     finder.watch(pod.clone(), Box::new(deliver))
