@@ -1,6 +1,7 @@
 //! The node daemons: how they are reached, and what they are asked.
 
 pub mod calls;
+pub mod carrier;
 pub mod connect;
 pub mod tls;
 
