@@ -2,10 +2,11 @@
 //! bounded, and escaped before people see it.
 
 use std::fmt::Write;
+use std::sync::Arc;
 
 use janus_proto::v1;
 
-use super::unit::{Uid, UnitId};
+use super::unit::{Container, Uid, UnitId};
 
 /// Containers and problems of one unit that are looked at; a daemon sends no more.
 const MOST_CONTAINERS: usize = 256;
@@ -47,7 +48,7 @@ pub enum Phase {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     /// Its ID, without the runtime's name.
-    pub id: Box<str>,
+    pub id: Arc<str>,
     /// Whether the daemon knows its name.
     pub named: bool,
     /// Whether it is guarded.
@@ -107,6 +108,15 @@ impl Observation {
             problems: problems.collect(),
         };
         Ok((unit, observation))
+    }
+
+    /// Keeps no ID that a pod's containers have already.
+    pub fn share(&mut self, running: &[Container]) {
+        for found in &mut self.containers {
+            if let Some(container) = running.iter().find(|container| container.id == found.id) {
+                found.id = container.id.clone();
+            }
+        }
     }
 
     /// A container, by its ID.

@@ -72,8 +72,8 @@ pub struct Pod {
 pub struct Container {
     /// Its name in the pod.
     pub name: Arc<str>,
-    /// Its ID, without the runtime's name.
-    pub id: Box<str>,
+    /// Its ID, without the runtime's name. What daemons say of it shares it.
+    pub id: Arc<str>,
     /// When it started, seconds since 1970; 0 if that is not known.
     pub started: i64,
 }

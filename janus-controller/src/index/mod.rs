@@ -8,6 +8,7 @@
 //!
 //! The index decides nothing and knows no clock.
 
+mod few;
 pub mod guard;
 pub mod pod;
 
@@ -18,8 +19,9 @@ use std::sync::Arc;
 use kube::core::{Selector, SelectorExt};
 
 use crate::core::plan::Desired;
-use crate::core::unit::{Pod, Uid, UnitId, Wanted};
+use crate::core::unit::{Container, Pod, Uid, UnitId, Wanted};
 
+use self::few::Few;
 use self::guard::{Guard, Seen};
 use self::pod::{Daemon, SeenPod};
 
@@ -69,7 +71,7 @@ struct PodEntry {
     pod: Arc<Pod>,
     protected: bool,
     /// The guards of its namespace that select it.
-    guards: BTreeSet<Uid>,
+    guards: Few<Uid>,
     round: u64,
 }
 
@@ -265,7 +267,7 @@ impl Index {
             running: seen
                 .running
                 .into_iter()
-                .map(|it| crate::core::unit::Container { name: self.text(&it.name), id: it.id, started: it.started })
+                .map(|it| Container { name: self.text(&it.name), id: it.id.into(), started: it.started })
                 .collect(),
         };
         self.place_daemon(&pod, daemon.flatten());
@@ -290,7 +292,7 @@ impl Index {
         let uid = pod.uid.clone();
         self.namespaces.entry(pod.namespace.clone()).or_default().pods.insert(uid.clone());
         self.nodes.entry(pod.node.clone()).or_default().pods.insert(uid.clone());
-        let entry = PodEntry { pod: Arc::new(pod), protected, guards: BTreeSet::new(), round };
+        let entry = PodEntry { pod: Arc::new(pod), protected, guards: Few::default(), round };
         self.pods.insert(uid.clone(), entry);
         self.place_pod(&uid, true);
     }
@@ -348,13 +350,13 @@ impl Index {
     pub fn delete_pod(&mut self, uid: &Uid) {
         let Some(entry) = self.pods.remove(uid) else { return };
         self.remove_daemon(&entry.pod.node, uid);
-        for guard_uid in &entry.guards {
+        for guard_uid in entry.guards.iter() {
             if let Some(guard) = self.guards.get_mut(guard_uid) {
                 guard.pods.remove(uid);
             }
         }
         let mut concerned = !entry.guards.is_empty();
-        self.touched.guards.extend(entry.guards);
+        self.touched.guards.extend(entry.guards.iter().cloned());
         if let Some(space) = self.namespaces.get_mut(&entry.pod.namespace) {
             space.pods.remove(uid);
             concerned |= space.guards.iter().any(|it| self.guards.get(it).is_some_and(|it| it.guard.is_unknown()));
@@ -388,7 +390,7 @@ impl Index {
             if entry.protected {
                 continue;
             }
-            for guard in &entry.guards {
+            for guard in entry.guards.iter() {
                 let Some(order) = self.guards.get(guard).and_then(|it| it.guard.order()) else { continue };
                 let unit = UnitId { guard: guard.clone(), pod: uid.clone() };
                 desired.units.insert(unit, Wanted { order: order.clone(), pod: entry.pod.clone() });
@@ -424,7 +426,7 @@ impl Index {
 
     /// The guards that select a pod.
     pub fn guards_of(&self, pod: &Uid) -> impl Iterator<Item = &Guard> {
-        let guards = self.pods.get(pod).into_iter().flat_map(|entry| &entry.guards);
+        let guards = self.pods.get(pod).into_iter().flat_map(|entry| entry.guards.iter());
         guards.filter_map(|uid| self.guard(uid))
     }
 
