@@ -59,26 +59,28 @@ pub fn fingerprint(wanted: &Wanted) -> u64 {
     hasher.finish()
 }
 
-/// What has to be told, in no order. A unit that needs what the daemon does not know is left out.
-pub fn plan(desired: &Desired, known: &HashMap<UnitId, Known>, features: Features) -> Vec<Step> {
-    let mut steps = Vec::new();
-    for (unit, wanted) in &desired.units {
+/// What has to be told, in no order. A unit that needs what the daemon does not know is left out. Each is found when it is
+/// asked for: whoever may tell a few things only does not look for all of them.
+pub fn plan<'a>(
+    desired: &'a Desired,
+    known: &'a HashMap<UnitId, Known>,
+    features: Features,
+) -> impl Iterator<Item = Step> + 'a {
+    let creates = desired.units.iter().filter_map(move |(unit, wanted)| {
         if features.lack(wanted.order.needs).is_some() {
-            continue;
+            return None;
         }
-        if let Some(cause) = cause(wanted, known.get(unit)) {
-            steps.push(Step::Create(unit.clone(), cause));
+        cause(wanted, known.get(unit)).map(|cause| Step::Create(unit.clone(), cause))
+    });
+    let destroys = known.iter().filter_map(|(unit, Known { observation, .. })| {
+        let leaving = observation.phase == Phase::Draining;
+        if leaving || desired.units.contains_key(unit) {
+            return None;
         }
-    }
-    for (unit, known) in known {
         let kept = desired.unknown.contains(&unit.guard) && desired.pods.contains(&unit.pod);
-        let leaving = known.observation.phase == Phase::Draining;
-        if !desired.units.contains_key(unit) && !kept && !leaving {
-            steps
-                .push(Step::Destroy(unit.clone(), known.observation.accepted.max(known.observation.generation).max(1)));
-        }
-    }
-    steps
+        (!kept).then(|| Step::Destroy(unit.clone(), observation.accepted.max(observation.generation).max(1)))
+    });
+    creates.chain(destroys)
 }
 
 fn cause(wanted: &Wanted, known: Option<&Known>) -> Option<Cause> {

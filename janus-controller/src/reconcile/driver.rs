@@ -4,6 +4,9 @@
 //! daemon the difference. What is known comes from the daemon alone: from GetGuardState, first on every connection and
 //! then every resync, and from the answers of calls in between.
 //!
+//! Calls that change something begin by turns ([`super::turns`]): a request is made when it is its turn, by what is desired
+//! then.
+//!
 //! A unit has at most one call under way. An answer of GetGuardState that was asked for before a unit's call ended says
 //! nothing about that unit.
 
@@ -18,7 +21,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::port::{CallError, Daemon, Daemons, Lead, Lost, Refused, State};
-use super::session::{Answer, Doing, Session, create_request};
+use super::session::{Answer, Doing, Session, comes, create_request};
+use super::turns::{Turn, Turns};
 use crate::core::observation::{Observation, Phase, plain};
 use crate::core::plan::{Cause, Desired, Known, Step, fingerprint, plan};
 use crate::core::spec::Features;
@@ -105,6 +109,7 @@ pub struct Driver<D: Daemons, L: Lead> {
     reports: mpsc::Sender<Report>,
     pace: Pace,
     metrics: Arc<Metrics>,
+    turns: Turns,
     known: HashMap<UnitId, Known>,
     refused: HashMap<UnitId, Arc<Refusal>>,
     /// The last receipt that was given.
@@ -135,8 +140,13 @@ impl<D: Daemons, L: Lead> Driver<D, L> {
         pace: Pace,
         metrics: Arc<Metrics>,
     ) -> Driver<D, L> {
-        let (known, refused) = (HashMap::new(), HashMap::new());
-        Driver { node, daemons, lead, orders, reports, pace, metrics, known, refused, obeyed: 0 }
+        let (known, refused, turns) = (HashMap::new(), HashMap::new(), Turns::default());
+        Driver { node, daemons, lead, orders, reports, pace, metrics, turns, known, refused, obeyed: 0 }
+    }
+
+    /// With turns that it shares with others.
+    pub fn taking(self, turns: Turns) -> Driver<D, L> {
+        Driver { turns, ..self }
     }
 
     /// Drives the node until it has no daemon, we do not lead, or the hub is gone. Gives the node's name.
@@ -209,13 +219,16 @@ impl<D: Daemons, L: Lead> Driver<D, L> {
     /// One connection, from its beginning to its end.
     async fn session(&mut self, target: &Target) -> Result<Ended, Gone> {
         let daemons = self.daemons.clone();
+        // Kept apart: what a greeting takes is not to be a part of each driver for ever.
+        let mut connecting = Box::pin(daemons.connect(target.address));
         let daemon = tokio::select! {
-            connected = daemons.connect(target.address) => match connected {
+            connected = &mut connecting => match connected {
                 Ok(daemon) => daemon,
                 Err(lost) => return Ok(Ended::Lost(lost)),
             },
             moved = self.moved(target) => return moved.map(|()| Ended::Moved),
         };
+        drop(connecting);
         let connection = daemon.clone();
         let mut closed = std::pin::pin!(connection.closed());
         let mut session = Session::new(daemon);
@@ -238,9 +251,13 @@ impl<D: Daemons, L: Lead> Driver<D, L> {
             let wake = self.tell(&mut session, &orders.desired);
             tokio::select! {
                 Some(answer) = session.calls.next(), if !session.calls.is_empty() => {
-                    if let Some(lost) = self.take(&mut session, answer, &orders.desired).await? {
+                    if let Some(lost) = Box::pin(self.take(&mut session, answer, &orders.desired)).await? {
                         return Ok(Ended::Lost(lost));
                     }
+                }
+                turn = comes(&mut session.waiting) => {
+                    session.waiting = None;
+                    session.turn = Some(turn);
                 }
                 changed = self.orders.changed() => {
                     if changed.is_err() {
@@ -255,13 +272,22 @@ impl<D: Daemons, L: Lead> Driver<D, L> {
         }
     }
 
-    /// Starts what calls there is room for. Gives the time at which there may be more to do.
+    /// Starts what calls there is room for, and whose turn it is. Gives the time at which there may be more to do.
     fn tell(&mut self, session: &mut Session<D::Daemon>, desired: &Desired) -> Instant {
         let mut wake = session.look_at;
+        // Who has nothing to tell neither keeps a turn from others, nor waits for one.
+        let (mut turn, waiting) = (session.turn.take(), session.waiting.take());
         let Some(features) = session.features else { return wake };
+        if session.busy.len() >= CALLS {
+            // One that ends wakes us.
+            return wake;
+        }
         let now = Instant::now();
         session.retries.retain(|unit, _| desired.units.contains_key(unit) || self.known.contains_key(unit));
         for step in plan(desired, &self.known, features) {
+            if session.busy.len() >= CALLS {
+                break;
+            }
             let (Step::Create(unit, _) | Step::Destroy(unit, _)) = &step;
             if session.busy.contains_key(unit) {
                 continue;
@@ -274,20 +300,28 @@ impl<D: Daemons, L: Lead> Driver<D, L> {
                 }
                 _ => {}
             }
-            if session.busy.len() >= CALLS {
-                // One that ends wakes us.
+            let Some(turn) = turn.take().or_else(|| self.turns.take()) else {
+                // So the request is not made yet, and the plan may change until then.
+                session.waiting = Some(waiting.unwrap_or_else(|| self.turns.wait()));
                 break;
-            }
+            };
             let doing = if matches!(step, Step::Create(..)) { Doing::Create } else { Doing::Destroy };
             session.busy.insert(unit.clone(), doing);
             session.touched.insert(unit.clone());
-            let call = self.call(session.daemon.clone(), step, desired, sent);
+            let call = self.call(session.daemon.clone(), turn, step, desired, sent);
             session.calls.push(call);
         }
         wake
     }
 
-    fn call(&self, daemon: D::Daemon, step: Step, desired: &Desired, sent: u64) -> BoxFuture<'static, Answer> {
+    fn call(
+        &self,
+        daemon: D::Daemon,
+        turn: Turn,
+        step: Step,
+        desired: &Desired,
+        sent: u64,
+    ) -> BoxFuture<'static, Answer> {
         let caller = v1::Caller { epoch: self.lead.epoch(), node: self.node.to_string() };
         match step {
             Step::Create(unit, _) => {
@@ -300,7 +334,7 @@ impl<D: Daemons, L: Lead> Driver<D, L> {
                         return Answer::Created { unit, sent, generation: 0, result, took: Duration::ZERO };
                     };
                     let (generation, began) = (wanted.order.generation, Instant::now());
-                    let result = daemon.create(create_request(caller, &wanted)).await.map(Box::new);
+                    let result = turn.during(daemon.create(create_request(caller, &wanted))).await.map(Box::new);
                     Answer::Created { unit, sent, generation, result, took: began.elapsed() }
                 })
             }
@@ -309,7 +343,7 @@ impl<D: Daemons, L: Lead> Driver<D, L> {
                 let pod = v1::PodRef { uid: unit.pod.to_string(), ..Default::default() };
                 let request = v1::DestroyGuardRequest { caller: Some(caller), guard: Some(guard), pod: Some(pod) };
                 let began = Instant::now();
-                let result = daemon.destroy(request).await;
+                let result = turn.during(daemon.destroy(request)).await;
                 Answer::Destroyed { unit, result, took: began.elapsed() }
             }),
         }
@@ -332,7 +366,12 @@ impl<D: Daemons, L: Lead> Driver<D, L> {
                 session.ended(&unit);
                 let told = match result {
                     Ok(state) => match Observation::of(*state) {
-                        Ok((told, observation)) if told == unit => Ok(observation),
+                        Ok((told, mut observation)) if told == unit => {
+                            if let Some(wanted) = desired.units.get(&unit) {
+                                observation.share(&wanted.pod.running);
+                            }
+                            Ok(observation)
+                        }
                         Ok(_) => return Ok(Some(malformed("an answer for another unit"))),
                         Err(error) => return Ok(Some(malformed(&error.to_string()))),
                     },
@@ -428,14 +467,20 @@ impl<D: Daemons, L: Lead> Driver<D, L> {
         let features = Features::told(&header.features);
         // What was missing already, or waits its turn, is not what this look has found.
         let checks = session.periodic && session.features.is_some();
-        let amiss =
-            |known: &HashMap<UnitId, Known>| -> HashSet<Step> { plan(desired, known, features).into_iter().collect() };
+        let amiss = |known: &HashMap<UnitId, Known>| -> HashSet<Step> { plan(desired, known, features).collect() };
         let before = if checks { amiss(&self.known) } else { HashSet::new() };
         if !header.unchanged {
             let mut found = HashMap::with_capacity(guards.len());
             for state in guards {
                 match Observation::of(state) {
-                    Ok((unit, observation)) => found.insert(unit, observation),
+                    Ok((unit, mut observation)) => match desired.units.get_key_value(&unit) {
+                        // The same words as those of the hub: there are hundreds of thousands.
+                        Some((unit, wanted)) => {
+                            observation.share(&wanted.pod.running);
+                            found.insert(unit.clone(), observation)
+                        }
+                        None => found.insert(unit, observation),
+                    },
                     Err(error) => return Ok(Some(malformed(&error.to_string()))),
                 };
             }

@@ -29,6 +29,7 @@ use super::driver::{By, Driver, News, Pace, Report};
 use super::nodes::Nodes;
 use super::pen::{Due, Pen};
 use super::port::{Daemons, Lead};
+use super::turns::Turns;
 use crate::core::observation::Phase;
 use crate::core::status::Held;
 use crate::core::unit::{Order, Uid, UnitId};
@@ -75,6 +76,7 @@ pub struct Hub<D: Daemons, L: Lead, C: Cluster> {
     /// Pods, summed over guards: those that can be guarded, and those that are.
     pods: (i64, i64),
     drivers: JoinSet<Arc<str>>,
+    turns: Turns,
     writes: Writes,
     reporter: mpsc::Sender<Report>,
     reports: mpsc::Receiver<Report>,
@@ -109,6 +111,7 @@ impl<D: Daemons, L: Lead, C: Cluster> Hub<D, L, C> {
             due: Due::default(),
             pods: (0, 0),
             drivers: JoinSet::new(),
+            turns: Turns::default(),
             writes: Writes::new(),
             reporter,
             reports,
@@ -358,7 +361,7 @@ impl<D: Daemons, L: Lead, C: Cluster> Hub<D, L, C> {
             self.pace,
             self.metrics.clone(),
         );
-        self.drivers.spawn(driver.run());
+        self.drivers.spawn(driver.taking(self.turns.clone()).run());
     }
 
     /// Nodes that have not answered for too long: what they said does not count any more.

@@ -16,3 +16,4 @@ mod nodes;
 mod pen;
 pub mod port;
 mod session;
+pub mod turns;

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::driver::Pace;
 use super::port::{CallError, Daemon, State};
+use super::turns::Turn;
 use crate::core::plan::Desired;
 use crate::core::spec::Features;
 use crate::core::unit::{UnitId, Wanted};
@@ -57,6 +58,10 @@ pub(super) struct Session<D: Daemon> {
     /// Units whose call was under way at some time since the last look was asked for.
     pub(super) touched: HashSet<UnitId>,
     pub(super) retries: HashMap<UnitId, Retry>,
+    /// A turn that has come.
+    pub(super) turn: Option<Turn>,
+    /// A turn that is waited for. One at a time: so nodes take turns, whatever they have to tell.
+    pub(super) waiting: Option<BoxFuture<'static, Turn>>,
     pub(super) looking: bool,
     /// Whether the look under way is the periodic one: what it finds amiss is a difference.
     pub(super) periodic: bool,
@@ -79,6 +84,8 @@ impl<D: Daemon> Session<D> {
             busy: HashMap::new(),
             touched: HashSet::new(),
             retries: HashMap::new(),
+            turn: None,
+            waiting: None,
             looking: false,
             periodic: false,
             digest: Vec::new(),
@@ -148,6 +155,14 @@ impl<D: Daemon> Session<D> {
     pub(super) fn obeys(&self, desired: &Desired) -> bool {
         let wanted = |(unit, doing): (&UnitId, &Doing)| *doing == Doing::Destroy || desired.units.contains_key(unit);
         self.features.is_some() && self.busy.iter().all(wanted)
+    }
+}
+
+/// A turn that is waited for, once it has come; never, if none is.
+pub(super) async fn comes(waiting: &mut Option<BoxFuture<'static, Turn>>) -> Turn {
+    match waiting {
+        Some(waiting) => waiting.await,
+        None => std::future::pending().await,
     }
 }
 
