@@ -117,7 +117,8 @@ impl EventLine<'_> {
 
 /// Appends the line for `event` to `out`, without a newline.
 pub fn render(format: &LogFormat, event: &EventLine<'_>, out: &mut String) {
-    let start = out.len();
+    // What lies behind is the author's own text.
+    let mut fields_end = out.len();
     let no_tags = event.tags.is_none_or(BTreeMap::is_empty);
     for piece in format.pieces() {
         match piece {
@@ -131,16 +132,19 @@ pub fn render(format: &LogFormat, event: &EventLine<'_>, out: &mut String) {
                 }
             }
             Piece::Field(Specifier::Tags) => push_tags(event.tags, out),
-            Piece::Field(field) => match event.text(*field) {
-                Some(text) => escape(&text, Quoting::Quoted, out),
-                None => out.push('-'),
-            },
+            Piece::Field(field) => {
+                match event.text(*field) {
+                    Some(text) => escape(&text, Quoting::Quoted, out),
+                    None => out.push('-'),
+                }
+                fields_end = out.len();
+            }
         }
     }
-    // Nothing to show at the end of the default format leaves no blank there.
+    // Nothing to show at the end of the default format leaves no blank there. A blank that ends a path stays.
     if no_tags && format.pieces().last() == Some(&Piece::Field(Specifier::Tags)) {
-        let end = out[start..].trim_end_matches(' ').len();
-        out.truncate(start + end);
+        let end = out[fields_end..].trim_end_matches(' ').len();
+        out.truncate(fields_end + end);
     }
 }
 

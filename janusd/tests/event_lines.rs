@@ -44,6 +44,17 @@ fn the_default_is_as_in_v0_1_0() {
     );
 }
 
+/// Where nothing follows a field but tags that are not there, its own blanks stay: `/a ` is not `/a`.
+#[test]
+fn a_blank_that_ends_a_path_is_shown() {
+    let of = |path| {
+        let event = EventLine { path: Some(path), ..EventLine::new(Outcome::Deny, Event::Open, false) };
+        ["{path}{tags}", "{path} {tags}", "{path} {tags} {tags}"].map(|format| rendered(format, &event))
+    };
+    assert_eq!(of(b"/a"), ["/a", "/a", "/a"]);
+    assert_eq!(of(b"/a "), ["/a ", "/a ", "/a "]);
+}
+
 #[test]
 fn every_specifier() {
     let tags = BTreeMap::from([("a,b".to_owned(), "c=d".to_owned()), ("e=f".to_owned(), "g,h\n".to_owned())]);
