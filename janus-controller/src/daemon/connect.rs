@@ -7,11 +7,11 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::Uri;
-use http::uri::InvalidUri;
+use hyper_util::rt::TokioIo;
 use janus_proto::v1::janusd_client::JanusdClient;
 use rustls::{AlertDescription, CertificateError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
@@ -19,10 +19,18 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::transport::{Channel, Endpoint};
 
-use super::carrier::Carrier;
 use super::tls::Tls;
 
+/// While calls are under way, a daemon that does not answer a ping within [`PONG`] has gone. Between them nobody pings: the
+/// next look at its state comes soon enough, has a deadline, and costs as much as a ping.
+const PING: Duration = Duration::from_secs(20);
+const PONG: Duration = Duration::from_secs(10);
+/// Bytes that a daemon may send before we have read them: the least that HTTP/2 allows for a connection.
+const WINDOW: u32 = 65_535;
+/// Calls that wait for the connection.
+const WAITING: usize = 32;
 /// The largest message that is sent, bytes. A spec is bounded to less.
 const LARGEST: usize = 4 << 20;
 /// The largest one that is taken. What a daemon says of a unit (256 containers, 20 problems, each with texts of 1024 bytes)
@@ -165,7 +173,7 @@ fn is_about_us(alert: AlertDescription) -> bool {
 #[derive(Debug, Clone)]
 pub struct Dialer {
     tls: Option<Tls>,
-    origin: Uri,
+    endpoint: Endpoint,
     patience: Patience,
 }
 
@@ -174,7 +182,7 @@ pub struct Dialer {
 #[error("{namespace} is no name of a namespace: {source}")]
 pub struct NamespaceError {
     namespace: String,
-    source: InvalidUri,
+    source: tonic::transport::Error,
 }
 
 impl Dialer {
@@ -183,10 +191,16 @@ impl Dialer {
     /// # Errors
     /// The namespace is none.
     pub fn new(namespace: &str, tls: Option<Tls>, patience: Patience) -> Result<Dialer, NamespaceError> {
-        // TLS is ours, so that it can be read again: to gRPC all is plain.
-        let origin = Uri::try_from(format!("http://janusd.{namespace}.svc"))
-            .map_err(|source| NamespaceError { namespace: namespace.to_owned(), source })?;
-        Ok(Dialer { tls, origin, patience })
+        // TLS is ours, so that it can be read again: to tonic all is plain.
+        let endpoint = Endpoint::from_shared(format!("http://janusd.{namespace}.svc"))
+            .and_then(|endpoint| endpoint.user_agent(concat!("janus-controller/", env!("CARGO_PKG_VERSION"))))
+            .map_err(|source| NamespaceError { namespace: namespace.to_owned(), source })?
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
+            .buffer_size(WAITING)
+            .http2_keep_alive_interval(PING)
+            .keep_alive_timeout(PONG);
+        Ok(Dialer { tls, endpoint, patience })
     }
 
     /// Connects. With TLS the daemon has let us in by then.
@@ -202,13 +216,16 @@ impl Dialer {
             Some(tls) => in_time(self.patience.handshake, greet(tls, stream)).await?.map_err(ConnectError::of_tls)?,
         };
         let closed = CancellationToken::new();
-        let held = Held { wire, _closed: closed.clone().drop_guard() };
-        let carrier = in_time(self.patience.handshake, Carrier::begin(held))
+        let only = Arc::new(Mutex::new(Some(TokioIo::new(Held { wire, _closed: closed.clone().drop_guard() }))));
+        let connector = tower::service_fn(move |_| {
+            let taken = only.lock().map_or(None, |mut only| only.take());
+            std::future::ready(taken.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected)))
+        });
+        let channel = in_time(self.patience.handshake, self.endpoint.connect_with_connector(connector))
             .await?
             .map_err(|error| ConnectError::Protocol(Box::new(error)))?;
-        let client = JanusdClient::with_origin(carrier, self.origin.clone())
-            .max_decoding_message_size(LARGEST_ANSWER)
-            .max_encoding_message_size(LARGEST);
+        let client =
+            JanusdClient::new(channel).max_decoding_message_size(LARGEST_ANSWER).max_encoding_message_size(LARGEST);
         Ok(Link { client, closed })
     }
 }
@@ -236,12 +253,12 @@ async fn greet(tls: &Tls, stream: TcpStream) -> io::Result<Wire> {
 #[derive(Debug, Clone)]
 pub struct Link {
     /// Clones share the connection.
-    pub client: JanusdClient<Carrier>,
+    pub client: JanusdClient<Channel>,
     closed: CancellationToken,
 }
 
 impl Link {
-    /// Resolves once the connection is no more.
+    /// Resolves once the connection is no more: the daemon ended it, or did not answer a ping within 30 s of a call.
     pub async fn closed(&self) {
         self.closed.cancelled().await;
     }

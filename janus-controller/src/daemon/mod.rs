@@ -1,7 +1,6 @@
 //! The node daemons: how they are reached, and what they are asked.
 
 pub mod calls;
-pub mod carrier;
 pub mod connect;
 pub mod tls;
 

@@ -11,10 +11,10 @@ use std::time::Duration;
 use janus_controller::daemon::calls::Janusd;
 use janus_controller::daemon::connect::{ConnectError, Dialer, Link, Patience};
 use janus_controller::daemon::tls::{Files, FilesError, Looked, Tls};
-use janus_controller::reconcile::port::{CallError, Daemon as _, Refused, State};
+use janus_controller::reconcile::port::{CallError, Daemon as _, State};
 use janus_proto::v1::{self, GetGuardStateRequest, get_guard_state_response::Part};
 use rcgen::ExtendedKeyUsagePurpose;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 
 use crate::daemon::{Ca, Daemon, NAME, NAMESPACE, Pair, files, server_config, write};
@@ -166,43 +166,6 @@ async fn a_connection_that_ends_says_so_and_is_not_made_anew() {
     let _another = TcpListener::bind(address).await.unwrap();
     let status = link.client.clone().get_guard_state(GetGuardStateRequest::default()).await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::Unavailable, "{status}");
-}
-
-#[tokio::test]
-async fn a_connection_that_nobody_needs_any_more_is_ended() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let dialer = Dialer::new(NAMESPACE, None, Patience::default()).unwrap();
-    let address = listener.local_addr().unwrap();
-    let (link, accepted) = tokio::join!(dialer.connect(address), listener.accept());
-    let (mut stream, _) = accepted.unwrap();
-    let link = link.unwrap();
-    let kept = link.clone();
-    drop(link);
-    let mut bytes = Vec::new();
-    let waits = tokio::time::timeout(Duration::from_millis(100), stream.read_to_end(&mut bytes)).await;
-    assert!(waits.is_err() && !kept.is_closed(), "a clone needs it");
-    drop(kept);
-    tokio::time::timeout(LONG, stream.read_to_end(&mut bytes)).await.expect("it is still there").unwrap();
-    let goaway = [0, 0, 8, 7, 0, 0, 0, 0, 0];
-    assert!(bytes.windows(goaway.len()).any(|frame| frame == goaway), "no farewell: {bytes:?}");
-}
-
-#[tokio::test]
-async fn a_request_may_be_larger_than_what_a_daemon_takes_at_once() {
-    let daemon = Daemon::start(None).await;
-    let link = Dialer::new(NAMESPACE, None, Patience::default()).unwrap().connect(daemon.address).await.unwrap();
-    let janusd = Janusd::new(link);
-    let pod = |bytes: usize| Some(v1::PodRef { name: "x".repeat(bytes), ..Default::default() });
-    for bytes in [0, 1, 16 << 10, (64 << 10) - 1, 64 << 10, 1 << 20, 3 << 20] {
-        let request = v1::CreateGuardRequest { pod: pod(bytes), ..Default::default() };
-        let error = janusd.create(request).await.unwrap_err();
-        // It knows no such call, and has read it.
-        assert!(matches!(&error, CallError::Refused { cause: Refused::Other, .. }), "{bytes}: {error}");
-    }
-    let request = v1::CreateGuardRequest { pod: pod(5 << 20), ..Default::default() };
-    let error = janusd.create(request).await.unwrap_err();
-    assert!(matches!(&error, CallError::Lost(lost) if lost.word == "malformed"), "{error}");
-    assert!(janusd.state(Vec::new()).await.is_ok(), "the connection goes on");
 }
 
 #[tokio::test]

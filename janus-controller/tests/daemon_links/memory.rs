@@ -72,7 +72,6 @@ async fn what_an_idle_connection_takes() {
     assert!(links.iter().all(|link| !link.is_closed()));
     drop(child.stdin.take());
     child.wait().unwrap();
-    // 31.0 KiB when this was written (40.7 with tonic's channel and its two queues): most of it the first buffers of HTTP/2
-    // and TLS.
-    assert!(taken / (CONNECTIONS as u64) < 37, "{taken} KiB");
+    // 40.7 KiB when this was written: most of it the first buffers of HTTP/2, TLS and of the channel's two queues.
+    assert!(taken / (CONNECTIONS as u64) < 48, "{taken} KiB");
 }
