@@ -52,6 +52,11 @@ impl Caller {
         }
     }
 
+    /// Whether whatever it is about is of the pod whose containers it waits for.
+    pub(super) fn acts_for_one_pod(self) -> bool {
+        matches!(self, Caller::OfShim(_))
+    }
+
     /// Who executes runtimes by this process.
     pub(super) fn keeper(self) -> Option<i32> {
         match self {
@@ -89,6 +94,7 @@ mod tests {
         assert!(Caller::OfShim(7).may_start(7) && !Caller::OfShim(7).may_start(8));
         assert!(Caller::Other(7).may_start(8));
         assert!(!Caller::Runtime.may_start(7) && !Caller::Nobody.may_start(7));
+        assert!(Caller::OfShim(7).acts_for_one_pod() && !Caller::Other(7).acts_for_one_pod());
     }
 
     #[test]

@@ -68,6 +68,11 @@ impl Board {
         self.unanswered.lock().retain(|number| !numbers.contains(number));
     }
 
+    /// All that are not struck out; they are now.
+    pub(super) fn take(&self) -> Vec<RawFd> {
+        std::mem::take(&mut *self.unanswered.lock())
+    }
+
     /// How long the present turn takes.
     fn lasts(&self) -> Duration {
         match self.turn.load(Ordering::Acquire) {

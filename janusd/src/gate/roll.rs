@@ -15,8 +15,9 @@ use crate::doorbell::{self, Mailbox, Speaker};
 use crate::guard::{Door, LateStart, Report};
 use crate::policy::{FailurePolicy, GuardName};
 
-/// A guard that another process is to take is waited for here for as long: it takes it up within some 45 ms.
-const CHANGING_HANDS: Duration = Duration::from_millis(200);
+/// A guard that another process is to take is waited for here for as long. That takes some 45 ms, but all guards are frozen
+/// before the first one is shared, and one whose thread is stuck holds up the others: as long as that may take.
+const CHANGING_HANDS: Duration = Duration::from_secs(2);
 
 /// What the gate's thread is told.
 #[derive(Debug)]

@@ -17,8 +17,9 @@ use crate::root::{fstype, mountinfo};
 
 /// OCI runtimes that make a container first, and start it when they are executed once more.
 const PROGRAMS: [&str; 3] = ["runc", "crun", "youki"];
-/// Where distributions and installers put them.
-const DIRECTORIES: [&str; 13] = [
+/// Where distributions and installers put them. Nothing below what may be mounted from elsewhere when it is walked to, as
+/// /home is.
+const DIRECTORIES: [&str; 12] = [
     "usr/bin",
     "usr/sbin",
     "usr/local/bin",
@@ -26,7 +27,6 @@ const DIRECTORIES: [&str; 13] = [
     "usr/libexec/crio",
     "usr/lib/cri-o-runc/sbin",
     "opt/bin",
-    "home/kubernetes/bin",
     "var/lib/rancher/k3s/data/current/bin",
     "var/lib/rancher/rke2/bin",
     "var/lib/k0s/bin",

@@ -158,6 +158,20 @@ impl GateThread {
 
 type Key = (PodUid, Arc<str>);
 
+/// An execution of a runtime that is held.
+struct Asking {
+    event: PermissionEvent,
+    /// It is about the containers that it waits for, or their pod. Otherwise it may be about anybody's, and is let go when
+    /// one of those is given up: a pod must not deny what is done about others.
+    may_be_denied: bool,
+}
+
+impl Asking {
+    fn answered(self, response: Response) -> (PermissionEvent, Response) {
+        (self.event, if self.may_be_denied { response } else { Response::Allow })
+    }
+}
+
 struct Post {
     group: Group,
     features: Features,
@@ -172,7 +186,7 @@ struct Post {
     looked: Option<Instant>,
     /// Since when one of them is gated, in ticks of the node's clock.
     since: Option<u64>,
-    holds: Holds<Key, PermissionEvent>,
+    holds: Holds<Key, Asking>,
     /// Read, and neither answered nor held.
     fresh: Vec<PermissionEvent>,
     /// Of the containers that are waited for.
@@ -194,6 +208,7 @@ impl Post {
         while std::panic::catch_unwind(AssertUnwindSafe(|| self.run())).is_err() {
             panics += 1;
             self.let_all_go();
+            self.let_the_forgotten_go();
             tracing::error!(panics, "the gate of starts panicked; what it held was let go");
             if panics >= MOST_PANICS {
                 self.stand_down();
@@ -340,8 +355,8 @@ impl Post {
 
     /// Allows what is queued, what was read and what is held.
     fn let_all_go(&mut self) {
-        let mut events = self.holds.take_all();
-        events.append(&mut self.fresh);
+        let held = self.holds.take_all().into_iter().map(|asking| asking.event);
+        let events: Vec<PermissionEvent> = held.chain(self.fresh.drain(..)).collect();
         self.answer(events.into_iter().map(|event| (event, Response::Allow)).collect());
         self.let_queued_go();
         self.roots.clear();
@@ -355,6 +370,14 @@ impl Post {
         }
         let events = std::mem::take(&mut self.fresh);
         self.answer(events.into_iter().map(|event| (event, Response::Allow)).collect());
+    }
+
+    /// What was on its way through a turn that panicked is closed, and still waited for: what is read next may have its
+    /// number, and goes as well.
+    fn let_the_forgotten_go(&self) {
+        let numbers = self.board.take();
+        let answers: Vec<Answer> = numbers.iter().map(|number| Answer::new(*number, Response::Allow, false)).collect();
+        answer_all(&mut &self.group, &answers, |_, _| {});
     }
 
     /// Writes answers, and closes what they were about. True for those that somebody waited for.
@@ -394,13 +417,15 @@ impl Post {
         for (event, caller) in std::mem::take(&mut self.fresh).into_iter().zip(callers) {
             let about = || unbegun.iter().filter(|it| caller.may_start(it.parent));
             let keys: Vec<Key> = about().map(key).collect();
+            let event = Asking { event, may_be_denied: caller.acts_for_one_pod() };
             if self.holds.len() >= MOST_HELD && !keys.is_empty() {
                 let denies = |(pod, id): &Key| roll.standing(pod, id) == Standing::Waiting(FailurePolicy::Deny);
-                beyond.push((event, if keys.iter().any(denies) { Response::Deny } else { Response::Allow }));
+                let response = if keys.iter().any(denies) { Response::Deny } else { Response::Allow };
+                beyond.push(event.answered(response));
                 continue;
             }
             match self.holds.ask(event, keys.iter().cloned(), now) {
-                Err(event) => passed.push((event, Response::Allow)),
+                Err(asking) => passed.push(asking.answered(Response::Allow)),
                 Ok(()) => hurried.extend(keys),
             }
         }
@@ -451,19 +476,23 @@ impl Post {
             Verdict::Opened { .. } => Response::Allow,
             Verdict::Late { response, .. } => *response,
         };
-        let answers = events.into_iter().zip(&verdicts).map(|(event, verdict)| (event, response(verdict))).collect();
-        self.answer(answers);
+        let answers: Vec<(PermissionEvent, Response)> =
+            events.into_iter().zip(&verdicts).map(|(asking, verdict)| asking.answered(response(verdict))).collect();
+        let responses: Vec<Response> = answers.iter().map(|(_, response)| *response).collect();
+        let ours = self.answer(answers);
         let mut told = BTreeSet::new();
-        for verdict in verdicts {
+        for ((verdict, answered), ours) in verdicts.into_iter().zip(responses).zip(ours) {
+            // Somebody else has let it go, or it has ended.
+            let answered = if ours { answered } else { Response::Allow };
             match verdict {
                 Verdict::Opened { waited } => {
                     self.metrics.start(Start::Held(waited));
                     tracing::debug!(microseconds = waited.as_micros(), "a start was held");
                 }
-                Verdict::Late { response, containers, waited } => {
-                    self.metrics.start(Start::Late(response, waited));
+                Verdict::Late { containers, waited, .. } => {
+                    self.metrics.start(Start::Late(answered, waited));
                     for container in containers.into_iter().filter(|it| told.insert(it.clone())) {
-                        self.tell_late(&container, response, waited);
+                        self.tell_late(&container, answered, waited);
                     }
                 }
             }

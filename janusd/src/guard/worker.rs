@@ -466,7 +466,7 @@ impl Worker {
         if self.lingers && timeout.is_none() && !parked {
             self.sleeps = self.sleeps.saturating_sub(1);
             if self.sleeps == 0 {
-                ready = poll(awaited, Some(&Timespec::default()))?;
+                ready = poll_now(awaited)?;
             }
             let mut now = from;
             while self.sleeps == 0 && ready == 0 && now.duration_since(from) < LINGER {
@@ -478,7 +478,7 @@ impl Worker {
                     self.respect = (self.respect * 2).min(SLEEPS.1);
                     break;
                 }
-                ready = poll(awaited, Some(&Timespec::default()))?;
+                ready = poll_now(awaited)?;
                 if ready != 0 {
                     self.respect = SLEEPS.0;
                 }
@@ -846,6 +846,14 @@ impl Worker {
         self.give_up(|_| true);
         self.inbox.board.station.set_stopped();
         End::Stopped
+    }
+}
+
+/// How many of them are ready.
+fn poll_now(awaited: &mut [PollFd<'_>]) -> Result<usize, Errno> {
+    match poll(awaited, Some(&Timespec::default())) {
+        Err(Errno::INTR) => Ok(0),
+        polled => polled,
     }
 }
 

@@ -41,7 +41,7 @@ use super::message::{
 use super::place::HoldPlace;
 use crate::fanotify::answer::{Answer, Outcome, answer_all};
 use crate::fanotify::group::ReadBuffer;
-use crate::fanotify::{Group, PermissionEvent};
+use crate::fanotify::{Group, PermissionEvent, sys};
 use crate::policy::{Event, Failure, Response};
 
 /// For a frame that has begun to come.
@@ -158,18 +158,24 @@ impl Unit {
 struct Watched {
     group: Group,
     highest: i32,
-    /// How often in a row something was queued.
+    /// How often in a row something was queued, and its janusd had not run at all.
     queued: u32,
+    /// CPU time that its janusd had used at the last look.
+    used: Option<Duration>,
 }
 
 impl Watched {
-    /// Looks whether its janusd reads; lets go of whatever waits if it has not for a while.
-    fn look(&mut self) {
+    /// Looks whether its janusd reads; lets go of whatever waits if it has not for a while. A gate that is merely busy has
+    /// something queued at every look, too.
+    fn look(&mut self, janusd: i32) {
         let mut fds = [PollFd::new(&self.group, PollFlags::IN)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         // A failure (EINTR) is as good as nothing there.
         let is_queued = poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0);
-        self.queued = if is_queued { self.queued + 1 } else { 0 };
+        let used = sys::cpu_time(janusd);
+        let stands = used.is_none() || used == self.used;
+        self.used = used;
+        self.queued = if is_queued && stands { self.queued + 1 } else { 0 };
         if self.queued < UNREAD {
             return;
         }
@@ -284,7 +290,11 @@ impl Holder {
             let now = Instant::now();
             if now.duration_since(self.looked) >= GATES {
                 self.looked = now;
-                self.gates.values_mut().for_each(Watched::look);
+                for (id, gate) in &mut self.gates {
+                    if let Some(link) = self.links.get(id) {
+                        gate.look(link.peer);
+                    }
+                }
             }
             let deadline = self.deadline;
             let is_due = |unit: &Unit| unit.orphaned.is_some_and(|since| now.duration_since(since) >= deadline);
@@ -424,7 +434,7 @@ impl Holder {
             Part::Gate(Gate { highest }) => {
                 let Ok([group]) = <[OwnedFd; 1]>::try_from(descriptors) else { return Err(LinkError::Unexpected) };
                 let group = Group::adopt(group, false);
-                self.gates.insert(id, Watched { group, highest, queued: 0 });
+                self.gates.insert(id, Watched { group, highest, queued: 0, used: None });
                 Ok(())
             }
             Part::DepositKnown(known) => {

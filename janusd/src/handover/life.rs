@@ -33,6 +33,8 @@ pub(super) struct Life {
     beats: OwnedFd,
     /// Looks without a beat.
     silent: u32,
+    /// Of these, the last ones in a row in which it used no CPU time.
+    still: u32,
     /// CPU time that it had used at the last look, while it was silent.
     used: Option<Duration>,
     /// The holder stands in for it.
@@ -49,7 +51,7 @@ struct Stand {
 impl Life {
     /// Of a process, and the eventfd on which it beats.
     pub(super) fn new(pid: i32, beats: OwnedFd) -> Life {
-        Life { pid, beats, silent: 0, used: None, stands: None }
+        Life { pid, beats, silent: 0, still: 0, used: None, stands: None }
     }
 
     /// Says so when it beats.
@@ -63,7 +65,7 @@ impl Life {
         // EAGAIN: it has not. It does not block: whoever made it saw to that.
         let beaten = rustix::io::read(&self.beats, &mut count).is_ok();
         if beaten {
-            (self.silent, self.used) = (0, None);
+            (self.silent, self.still, self.used) = (0, 0, None);
         }
         beaten
     }
@@ -75,10 +77,11 @@ impl Life {
         }
         self.silent = self.silent.saturating_add(1);
         let used = sys::cpu_time(self.pid);
-        let moves = self.used.is_none() || used.is_some() && used != self.used;
+        let moves = self.used.is_some() && used.is_some() && used != self.used;
         self.used = used.or(Some(Duration::ZERO));
-        let silent = LOOK.saturating_mul(self.silent);
-        silent >= deadline && !moves || silent >= deadline.saturating_mul(OF_A_SLOW_ONE)
+        self.still = if moves { 0 } else { self.still.saturating_add(1) };
+        let [silent, still] = [self.silent, self.still].map(|looks| LOOK.saturating_mul(looks));
+        still >= deadline || silent >= deadline.saturating_mul(OF_A_SLOW_ONE)
     }
 
     /// Whether the holder stands in for it.
