@@ -579,7 +579,8 @@ fn burst(case: &Case) -> Option<Seen> {
     for turn in 0..10 {
         let halted = Halt::signal(daemon.serve.process.id());
         let load = container.start_openers_once(AT_ONCE, &PATHS);
-        assert!(wait_until(SOON, || load.waiting() >= AT_ONCE), "turn {turn}: {} wait", load.waiting());
+        // A thread of janusd that is just then answering goes on to the end of that.
+        assert!(wait_until(SOON, || load.waiting() >= AT_ONCE - 100), "turn {turn}: {} wait", load.waiting());
         let from = Instant::now();
         drop(halted);
         let opened = load.join();
