@@ -154,8 +154,8 @@ fn name_to_handle(at: BorrowedFd<'_>, path: &CStr, flags: c_int) -> io::Result<(
     // An int, or with AT_HANDLE_MNT_ID_UNIQUE a u64.
     let mut mount: u64 = 0;
     // SAFETY: `raw` has the layout of struct file_handle with MAX_HANDLE bytes behind its header and says so in
-    // handle_bytes, so the kernel writes at most that much; `mount` has room for either kind of id; `path` is NUL-terminated; all of them
-    // outlive the call.
+    // handle_bytes, so the kernel writes at most that much; `mount` has room for either kind of id; `path` is
+    // NUL-terminated; all of them outlive the call.
     let done = unsafe {
         libc::syscall(
             libc::SYS_name_to_handle_at,

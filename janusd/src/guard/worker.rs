@@ -212,7 +212,7 @@ pub(super) struct Worker {
     pub(super) inbox: Inbox,
     pub(super) mailbox: Mailbox<Command>,
     pub(super) orders: Arc<Orders>,
-    kernel: Sight,
+    sight: Sight,
     batch: Batch,
     /// Who waits for it to have answered all that it had read.
     parking: Option<Sender<Parked>>,
@@ -308,15 +308,15 @@ impl Worker {
         mailbox: Mailbox<Command>,
         orders: Arc<Orders>,
     ) -> Result<Worker, (std::io::Error, Box<Inbox>)> {
-        let kernel = match Sight::new() {
-            Ok(kernel) => kernel,
+        let sight = match Sight::new() {
+            Ok(sight) => sight,
             Err(errno) => return Err((errno.into(), Box::new(inbox))),
         };
         Ok(Worker {
             inbox,
             mailbox,
             orders,
-            kernel,
+            sight,
             batch: Batch::default(),
             parking: None,
             lingers: false,
@@ -546,7 +546,7 @@ impl Worker {
             // It was overdue. Whoever answers it now, answers this.
             Some(Decision { line: false, ..self.orders.judge.failed(Failure::Deadline) })
         } else {
-            match self.kernel.look(&self.inbox, event, &self.orders) {
+            match self.sight.look(&self.inbox, event, &self.orders) {
                 Ok(stat) => {
                     note.stat = Some(stat);
                     if let Some(example) = self.example(at, &stat) {
@@ -577,7 +577,7 @@ impl Worker {
     /// by this one.
     fn is_exemplary(&self, stat: &Stat, decision: Option<&Decision>) -> bool {
         stat.links == 1
-            && self.kernel.path_holds()
+            && self.sight.path_holds()
             && self.batch.examples.len() < EXAMPLES
             && decision.is_some_and(|it| it.depends.is_nothing() && !matches!(it.reason, Reason::Failure(_)))
     }
@@ -611,22 +611,22 @@ impl Worker {
     /// Remembers what is to be learned, told and left to the kernel of the event. Its names are at hand only now.
     fn remember(&mut self, at: usize, decision: &Decision, origin: Option<Origin>) {
         if decision.line {
-            if let Some(name) = self.kernel.names().iter().next() {
+            if let Some(name) = self.sight.names().iter().next() {
                 self.batch.shown.extend_from_slice(name);
-            } else if let Some(path) = self.kernel.path(&self.inbox.fresh[at]) {
+            } else if let Some(path) = self.sight.path(&self.inbox.fresh[at]) {
                 self.batch.shown.extend_from_slice(path);
             }
-            self.note(at, self.kernel.names().site(), origin);
+            self.note(at, self.sight.names().site(), origin);
         }
-        let Self { inbox, kernel, orders, batch, .. } = self;
+        let Self { inbox, sight, orders, batch, .. } = self;
         let Some(note) = batch.notes.last_mut() else { return };
         let Some(stat) = note.stat.filter(|_| !note.own) else { return };
         let denied = decision.response == Response::Deny || decision.would_deny;
         if decision.rule.is_some() && (denied || matches!(decision.reason, Reason::Except | Reason::NodeAgent)) {
-            if inbox.known.names(stat.inode, kernel.fingerprint()).next().is_none()
+            if inbox.known.names(stat.inode, sight.fingerprint()).next().is_none()
                 && let Some(site) = note.site
                 && let Some(name) =
-                    kernel.names().iter().find(|name| orders.judge.denies(site, name, stat.is_directory()))
+                    sight.names().iter().find(|name| orders.judge.denies(site, name, stat.is_directory()))
             {
                 batch.denied.extend_from_slice(name);
                 note.denied_to = batch.denied.len();
@@ -636,14 +636,14 @@ impl Worker {
                 && inbox.queue == Queue::Wide
                 && matches!(decision.reason, Reason::NoRule | Reason::RuleAllow)
                 && !decision.line
-                && kernel.current(inbox, &inbox.fresh[at], &stat).is_some_and(|stat| {
-                    inbox.may_ignore(&stat) && kernel.indifferent(&inbox.fresh[at], &stat, &*orders.judge)
+                && sight.current(inbox, &inbox.fresh[at], &stat).is_some_and(|stat| {
+                    inbox.may_ignore(&stat) && sight.indifferent(&inbox.fresh[at], &stat, &*orders.judge)
                 });
         }
     }
 
     fn judge_seen(&mut self, at: usize, stat: &Stat, brought: Brought<'_>, note: &mut Note) -> Option<Decision> {
-        let Self { inbox, kernel, orders, .. } = self;
+        let Self { inbox, sight, orders, .. } = self;
         let (inbox, orders) = (&*inbox, &**orders);
         let event = &inbox.fresh[at];
         if !orders.armed {
@@ -653,8 +653,8 @@ impl Worker {
             note.awaited = Some(Awaited::Rules);
             return None;
         }
-        let verdict = kernel.judge(inbox, event, stat, orders, brought.mount(), brought.asker);
-        note.site = kernel.names().site();
+        let verdict = sight.judge(inbox, event, stat, orders, brought.mount(), brought.asker);
+        note.site = sight.names().site();
         if verdict != Verdict::AskMount {
             return conclude(inbox, orders, event, brought, note, verdict);
         }
@@ -664,8 +664,8 @@ impl Worker {
         };
         let refused = Err(failure);
         let brought = Brought { tree: Some(&refused), ..brought };
-        let verdict = kernel.judge(inbox, event, stat, orders, brought.mount(), brought.asker);
-        note.site = kernel.names().site();
+        let verdict = sight.judge(inbox, event, stat, orders, brought.mount(), brought.asker);
+        note.site = sight.names().site();
         conclude(inbox, orders, event, brought, note, verdict)
     }
 

@@ -172,8 +172,6 @@ fn counted(daemon: &Daemon, before: [u64; 2], opened: &Tally, twice: bool) {
 
 /// Stopped again and again under readers, wherever it is: in the middle of a batch, of an answer, of a read.
 fn stopped(case: &Case, fault: &str, halt: fn(u32) -> Halt, policy: v1::FailurePolicy, turns: u64) -> Option<Seen> {
-    // Some of its threads go on for a moment while others stand.
-    let thread_by_thread = fault.contains("traced");
     let hold = (case.janus == Janus::Guards).then(|| Hold::start(case));
     let mut scene = Scene::guarded(case, among(0), policy);
     let Scene { container, daemon: Some(daemon), .. } = &mut scene else { return None };
@@ -181,6 +179,8 @@ fn stopped(case: &Case, fault: &str, halt: fn(u32) -> Halt, policy: v1::FailureP
     assert!(wait_until(SOON, || hold.groups() == 2), "nothing was deposited");
     let before = answers(&daemon.settled());
     let load = container.start_openers(READERS, &PATHS);
+    // Then some of its threads go on for a moment while others stand.
+    let mut thread_by_thread = false;
     for turn in 0..turns {
         let opened = load.opened();
         assert!(wait_until(SOON, || load.opened() > opened + 200), "turn {turn}: it does not go on");
@@ -189,6 +189,7 @@ fn stopped(case: &Case, fault: &str, halt: fn(u32) -> Halt, policy: v1::FailureP
             std::hint::spin_loop();
         }
         let halted = halt(daemon.serve.process.id());
+        thread_by_thread |= matches!(halted, Halt::Traced(_));
         let opened = load.opened();
         assert!(
             wait_until(DEADLINE + SLACK + SOON, || load.opened() > opened + 500),
